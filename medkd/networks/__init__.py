@@ -1,0 +1,1 @@
+"""Networks: build any by name, read their feature points, keep their weights."""
