@@ -1,0 +1,51 @@
+# Targets run in .venv, which they make and keep up to date themselves.
+#   make demo     the whole line on simulated scans: teachers, student, control, evaluation, ONNX, report
+#   make test     every test (PYTEST_ARGS="tests/house -q" for a part)
+#   make lint | types | bench | docs | clean
+# PYTHON chooses the interpreter that .venv is made from (3.10 or later).
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -q
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types bench docs clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(STAMP)
+
+# The stamp is older than these files when what they ask for may not be installed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "medkd needs Python 3.10 or later, and $(PYTHON) is older; give another one: make PYTHON=python3.12 ..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/medkd run pipelines/phantom.yaml
+	@echo "Report: $(CURDIR)/runs/phantom/report.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "No benchmarks yet."; exit 0; }; \
+	  for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+
+docs:
+	@ls docs/*.md
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find medkd tests -name __pycache__ -type d -prune -exec rm -rf {} +
