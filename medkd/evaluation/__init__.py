@@ -1,0 +1,1 @@
+"""Scores per case and class in mm and ml, paired statistics of two arms, and what a network costs."""
