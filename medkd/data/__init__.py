@@ -1,0 +1,1 @@
+"""Datasets, volumes, splits and what is known about them: everything between files and arrays."""
