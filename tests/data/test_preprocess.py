@@ -118,7 +118,7 @@ def test_halving_neither_grows_nor_shrinks():
         label = ball((40, 40, 40), centre, 8.3)
         halved = prepare_label(label, np.eye(4), plan((2.0, 2.0, 2.0)))
         fine, coarse = fine + label.sum(), coarse + 8 * halved.sum()
-    assert abs(coarse / fine - 1) < 0.01  # a fixed winner of ties changes it by 4 %
+    assert abs(coarse / fine - 1) < 0.02  # a fixed winner of ties changes it by 7 %
 
 
 def test_values_survive_and_none_is_invented():
