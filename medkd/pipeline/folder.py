@@ -1,0 +1,164 @@
+"""Artifact folders: written under another name, renamed when whole, known again by their manifest."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medkd.errors import UserError
+
+MANIFEST = "manifest.json"
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_CLOSED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "it is read-only"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished node's folder tells about itself.
+
+    Args:
+        key: the node's whole key.
+        node: kind, stage, member, fold, seed and arm.
+        config: the part of the configuration that the node read.
+        inputs: name of each input node -> its key.
+        versions: package -> version.
+        timings: ``started`` and ``finished`` (ISO 8601, UTC), ``seconds`` of the last, finishing attempt.
+    """
+
+    key: str
+    node: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    timings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a finished node, or None where there is none that can be read."""
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Manifest(**values)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """Return whether ``folder`` holds the finished node with this key."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.key == key
+
+
+def partial(folder: Path) -> Path:
+    """Return the name under which ``folder`` is written until it is whole."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def open_partial(folder: Path) -> Path:
+    """Return the partial folder, made if need be; what an interrupted attempt left in it is still there."""
+    with disk_errors(folder):
+        part = partial(folder)
+        part.mkdir(parents=True, exist_ok=True)
+        (part / MANIFEST).unlink(missing_ok=True)
+    return part
+
+
+def finish(folder: Path, manifest: Manifest) -> None:
+    """Make the partial folder the finished one: manifest first, then one rename."""
+    part = partial(folder)
+    with disk_errors(folder):
+        (part / "error.txt").unlink(missing_ok=True)
+        with (part / MANIFEST).open("w", encoding="utf-8") as stream:
+            json.dump(asdict(manifest), stream, indent=1, default=str)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if folder.exists():  # without a valid manifest, or finish() would not have been called
+            shutil.rmtree(folder)
+        part.rename(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+
+
+@contextmanager
+def run_lock(run_folder: Path) -> Iterator[None]:
+    """Hold a run's folder; the lock ends with the process, however that ends.
+
+    Raises :class:`UserError` when another process holds it, or the folder cannot be made.
+    """
+    with disk_errors(run_folder):
+        run_folder.mkdir(parents=True, exist_ok=True)
+        stream = (run_folder / ".lock").open("a+", encoding="utf-8")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "unknown"
+            what = f"{run_folder} is in use by another medkd run (process {owner})"
+            raise UserError(f"{what}; wait for it to end, or give another --runs") from None
+        except OSError as error:  # some network drives know no locks
+            raise UserError(f"{run_folder} cannot be locked ({error.strerror}); put --runs on a local disk") from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a closed folder into one sentence; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if (sentence := disk_trouble(error, path)) is None:
+            raise
+        raise UserError(sentence) from error
+
+
+def disk_trouble(error: BaseException, path: Path) -> str | None:
+    """Return one sentence when ``error``, or what caused it, is a full disk or a closed folder; else None."""
+    one: BaseException | None = error
+    seen: set[int] = set()
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        code = one.errno if isinstance(one, OSError) else None
+        where = getattr(one, "filename", None) or path
+        # Libraries that write by themselves (safetensors, zarr) tell of a full disk only in words.
+        if code in _FULL or "No space left on device" in str(one):
+            reason = _FULL.get(code or errno.ENOSPC, "the disk is full")
+            return f"{where} cannot be written: {reason}; free some space and run the same command to go on"
+        if code in _CLOSED:
+            return f"{where} cannot be opened or written: {_CLOSED[code]}; check the folder's owner and mode"
+        if code in (errno.ENOTDIR, errno.EEXIST) and not isinstance(one, UserError):
+            return f"{where} cannot be made: a file stands in its way; move it or choose another folder"
+        one = one.__cause__ or one.__context__
+    return None
+
+
+def find_model(path: Path) -> Path:
+    """Return the folder to load a model from: ``path`` itself, or the export, else the student of a run's folder.
+
+    Raises :class:`UserError` for a run that has not trained anything yet.
+    """
+    nodes = path / "nodes"
+    if not nodes.is_dir():
+        return path
+    for kind in ("export.", "train."):
+        done = [folder for folder in nodes.glob(f"{kind}*") if read_manifest(folder) is not None]
+        if done:
+            return max(done, key=lambda folder: (".main" in folder.name, (folder / MANIFEST).stat().st_mtime))
+    raise UserError(f"{path} holds no trained model yet; run its YAML file first")

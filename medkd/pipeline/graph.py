@@ -1,0 +1,288 @@
+"""The nodes of a run, what each depends on, and the key by which finished work is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medkd.errors import UserError
+from medkd.pipeline.config import MethodSpec, ModelSpec, RunConfig, TrainConfig, teacher_label
+from medkd.pipeline.rules import ARMS, arm_name
+
+KINDS = ("prepare", "train", "targets", "evaluate", "cost", "export", "report")
+FORMAT: Mapping[str, int] = dict.fromkeys(KINDS, 1)
+"""Raise a kind's number when its artifacts or their meaning change: old ones are then made again."""
+
+_UNREAD = {"seed", "workers", "threads", "tensorboard"}
+"""Training settings that leave the trained weights as they are (the seed is the node's own)."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One piece of a run that is done, kept and reused as a whole.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        stage: stage name; for ``targets`` the label of the teachers (:meth:`RunConfig.teachers_labelled`).
+        member: position in the stage's list of models, for ``train``.
+        fold: the fold whose test cases the node may not learn from.
+        seed: training seed.
+        arm: ``main``, ``control``, ``same_loss`` or ``pseudo``.
+    """
+
+    kind: str
+    stage: str = ""
+    member: int | None = None
+    fold: int | None = None
+    seed: int | None = None
+    arm: str = ""
+
+    @property
+    def name(self) -> str:
+        """``train.student.m0.f0.s0.main``: unique in a run, and fit for a folder."""
+        numbered = (("m", self.member), ("f", self.fold), ("s", self.seed))
+        numbers = [f"{letter}{number}" for letter, number in numbered if number is not None]
+        return ".".join(part for part in (self.kind, self.stage, *numbers, self.arm) if part)
+
+    @property
+    def arm_name(self) -> str:
+        """What tables call the node's arm: ``student``, ``student.control``."""
+        return arm_name(self.stage, self.arm or "main")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All that a ``train`` node reads of the configuration.
+
+    Args:
+        model: the network.
+        methods: the methods of this arm: all of them, or for the arms without a teacher those that read none.
+        teacher: stage names and model folders; empty for an arm that has no teacher.
+        labels_as_teacher: the methods see one-hot labels where they expect a teacher (arm ``same_loss``).
+        hard_teacher: unlabelled cases carry the teacher's hard labels (arm ``pseudo``).
+        cached: the teacher is read from a ``targets`` node, not run live.
+        unlabelled: train on unlabelled cases too.
+        labelled: use only so many labelled cases, or None for all.
+        labelled_draw_seed: seed of the draw of these.
+        peers: networks that learn beside the student.
+        init: stage whose network the weights start from, or None.
+        train: the stage's settings, with the node's seed.
+    """
+
+    model: ModelSpec
+    methods: tuple[MethodSpec, ...]
+    teacher: tuple[str, ...]
+    labels_as_teacher: bool
+    hard_teacher: bool
+    cached: bool
+    unlabelled: bool
+    labelled: int | None
+    labelled_draw_seed: int
+    peers: int
+    init: str | None
+    train: TrainConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides the trained weights, as plain data."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain["model"] = self.model.spec
+        plain["methods"] = [
+            {"name": m.name, "as": m.label, "weight": list(m.span), "arguments": m.arguments} for m in self.methods
+        ]
+        # Which teachers and which start is told by the dependencies' keys: a stage may be renamed freely.
+        plain["teacher"], plain["init"] = len(self.teacher), self.init is not None
+        plain["train"] = self.train.model_dump(mode="json", exclude=_UNREAD)
+        return plain
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in an order in which each comes after what it depends on.
+
+    Args:
+        nodes: the order.
+        dependencies: node -> the nodes whose artifacts it reads.
+        keys: node -> 32 hexadecimal digits; equal keys, equal artifacts.
+        parts: node -> the part of the configuration that went into its key.
+    """
+
+    nodes: tuple[Node, ...]
+    dependencies: Mapping[Node, tuple[Node, ...]]
+    keys: Mapping[Node, str]
+    parts: Mapping[Node, Mapping[str, Any]]
+
+    def folder(self, node: Node, nodes_folder: Path) -> Path:
+        """Return where the finished node lies: ``<nodes_folder>/<name>-<first 12 digits of the key>``."""
+        return nodes_folder / f"{node.name}-{self.keys[node][:12]}"
+
+    def needed_for(self, wanted: Collection[Node]) -> tuple[Node, ...]:
+        """Return the nodes of ``wanted`` and everything they depend on, in order."""
+        needed = set(wanted)
+        for node in reversed(self.nodes):
+            if node in needed:
+                needed.update(self.dependencies[node])
+        return tuple(node for node in self.nodes if node in needed)
+
+    def of_stage(self, stage: str) -> tuple[Node, ...]:
+        """Return the nodes of one stage and everything they depend on, in order."""
+        return self.needed_for([node for node in self.nodes if node.stage == stage and node.kind != "targets"])
+
+
+def train_job(config: RunConfig, node: Node) -> TrainJob:
+    """Return what the ``train`` node reads of the configuration."""
+    from medkd.methods import catalogue
+
+    stage = config.stages[node.stage]
+    without = tuple(m for m in stage.methods if not catalogue.reads_teacher(m.name)) or (MethodSpec(name="supervised"),)
+    distils = node.arm in ("main", "same_loss")
+    methods = stage.methods if distils else without
+    has_teacher = bool(stage.teacher) and node.arm in ("main", "pseudo")
+    assert node.seed is not None
+    assert node.member is not None
+    return TrainJob(
+        model=stage.model[node.member],
+        methods=methods,
+        teacher=stage.teacher if has_teacher else (),
+        labels_as_teacher=node.arm == "same_loss",
+        hard_teacher=node.arm == "pseudo",
+        cached=has_teacher
+        and (node.arm == "pseudo" or all(catalogue.cacheable(m.name, m.arguments) for m in methods)),
+        unlabelled=stage.unlabelled and has_teacher,
+        labelled=stage.labelled,
+        labelled_draw_seed=node.seed if stage.labelled_draw == "per_seed" else config.data.seed,
+        peers=stage.peers,
+        init=stage.init,
+        train=config.train_of(node.stage).model_copy(update={"seed": node.seed}),
+    )
+
+
+def build_graph(config: RunConfig, data_key: str) -> Graph:
+    """Return the graph of a run.
+
+    Args:
+        config: a run that :func:`medkd.pipeline.config.parse` accepted; imports torch to ask the methods.
+        data_key: digest of the data set, see :func:`medkd.pipeline.datakey.data_key`.
+    """
+    builder = _Builder(config, data_key)
+    builder.add(Node("prepare"), (), {"data": data_key, "plan": config.plan, **_split(config)})
+    for name in _order(config):
+        builder.stage(name)
+    for name in config.stages:
+        builder.measure(name)
+    builder.finish()
+    return Graph(tuple(builder.nodes), builder.nodes, builder.keys, builder.parts)
+
+
+def _split(config: RunConfig) -> dict[str, Any]:
+    return config.data.model_dump(mode="json", include={"folds", "seed", "validation"})
+
+
+def _order(config: RunConfig) -> Iterator[str]:
+    """Yield stages after the stages they learn from."""
+    waiting = dict(config.stages)
+    while waiting:
+        ready = [name for name, stage in waiting.items() if not {*stage.teacher, stage.init} & waiting.keys()]
+        if not ready:
+            raise UserError(f"the stages {', '.join(waiting)} wait for each other; remove one of their teachers")
+        yield ready[0]
+        del waiting[ready[0]]
+
+
+class _Builder:
+    def __init__(self, config: RunConfig, data_key: str) -> None:
+        self.config = config
+        self.nodes: dict[Node, tuple[Node, ...]] = {}
+        self.keys: dict[Node, str] = {}
+        self.parts: dict[Node, Mapping[str, Any]] = {}
+
+    def add(self, node: Node, dependencies: tuple[Node, ...], part: Mapping[str, Any]) -> Node:
+        if node not in self.nodes:
+            dependencies = tuple(dict.fromkeys(dependencies))
+            read = [node.kind, FORMAT[node.kind], part, [self.keys[d] for d in dependencies]]
+            text = json.dumps(read, sort_keys=True, default=str)
+            self.nodes[node] = dependencies
+            self.parts[node] = part
+            self.keys[node] = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return node
+
+    def stage(self, name: str) -> None:
+        stage = self.config.stages[name]
+        arms = ("main", *(ARMS[entry] for entry in stage.control))
+        for fold in self.config.data.run_folds:
+            for arm in arms:
+                for seed in self.config.seeds_of(name):
+                    for member in range(len(stage.model)):
+                        self.train(Node("train", name, member, fold, seed, arm))
+
+    def train(self, node: Node) -> None:
+        job = train_job(self.config, node)
+        needs = [Node("prepare")]
+        if job.init is not None:
+            members = len(self.config.stages[job.init].model)
+            member = node.member if node.member is not None and node.member < members else 0
+            needs.append(Node("train", job.init, member, node.fold, self.config.seeds_of(job.init)[0], "main"))
+        if job.teacher:
+            needs += [self.targets(job.teacher, node.fold)] if job.cached else self.teachers(job.teacher, node.fold)
+        live = [] if job.cached else _outside(self.config, job.teacher)
+        part = {**job.to_json(), "member": node.member, "fold": node.fold, "outside": live}
+        self.add(node, tuple(needs), part)
+
+    def targets(self, teacher: tuple[str, ...], fold: int | None) -> Node:
+        node = Node("targets", teacher_label(teacher), fold=fold)
+        part = {"fold": fold, "outside": _outside(self.config, teacher)}
+        return self.add(node, (Node("prepare"), *self.teachers(teacher, fold)), part)
+
+    def teachers(self, teacher: tuple[str, ...], fold: int | None) -> list[Node]:
+        """The trainings behind a list of teachers: a stage's first seed only, so that all students share it."""
+        return [
+            Node("train", name, member, fold, self.config.seeds_of(name)[0], "main")
+            for name in teacher
+            if name in self.config.stages
+            for member in range(len(self.config.stages[name].model))
+        ]
+
+    def members(self, name: str, fold: int, seed: int, arm: str) -> tuple[Node, ...]:
+        return tuple(Node("train", name, m, fold, seed, arm) for m in range(len(self.config.stages[name].model)))
+
+    def measure(self, name: str) -> None:
+        stage, folds, seeds = self.config.stages[name], self.config.data.run_folds, self.config.seeds_of(name)
+        for fold in folds:
+            for seed in seeds:
+                for arm in ("main", *(ARMS[entry] for entry in stage.control)):
+                    needs = (Node("prepare"), *self.members(name, fold, seed, arm))
+                    part = {"metrics": list(self.config.evaluate.metrics), "fold": fold, "arm": arm}
+                    self.add(Node("evaluate", name, None, fold, seed, arm), needs, part)
+        # Control arms have the same network: its cost is measured once.
+        self.add(Node("cost", name), (Node("prepare"), *self.members(name, folds[0], seeds[0], "main")), {})
+
+    def finish(self) -> None:
+        config = self.config
+        if config.export:
+            name, fold = exported_stage(config), config.data.run_folds[0]
+            trained = [node for seed in config.seeds_of(name) for node in self.members(name, fold, seed, "main")]
+            part = {"formats": list(config.export), "fold": fold}
+            self.add(Node("export", name), (Node("prepare"), *trained), part)
+        part = {
+            "name": config.name,
+            "report": config.report.model_dump(mode="json"),
+            "compare": config.evaluate.compare,
+            "stages": {n: [*s.teacher, *s.control] for n, s in config.stages.items()},
+        }
+        self.add(Node("report"), tuple(self.nodes), part)
+
+
+def exported_stage(config: RunConfig) -> str:
+    """Return the stage whose network is shipped: the last one with a teacher, or the last."""
+    taught = [name for name, stage in config.stages.items() if stage.teacher]
+    return (taught or list(config.stages))[-1]
+
+
+def _outside(config: RunConfig, teacher: tuple[str, ...]) -> list[str]:
+    """Return digests of the teachers that are no stages of this run."""
+    from medkd.pipeline.datakey import folder_key
+
+    return [folder_key(Path(name)) for name in teacher if name not in config.stages]

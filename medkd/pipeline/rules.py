@@ -1,0 +1,129 @@
+"""What a schema cannot say: stages that exist, arms that make sense, methods that fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from medkd.errors import UserError, nearest
+from medkd.pipeline.config import RunConfig, Stage
+from medkd.pipeline.yamlfile import KeyPath
+
+Mistake = tuple[KeyPath, str]
+"""Where, and one sentence without the place."""
+
+ARMS = {"steps": "control", "same_loss": "same_loss", "pseudo": "pseudo"}
+"""``control`` entry of a stage -> arm of its nodes."""
+_METRICS = ("dice", "iou", "hd95_mm", "assd_mm", "nsd_1mm", "volume_error_ml")
+
+
+def arm_name(stage: str, arm: str) -> str:
+    """Return what tables call an arm: ``student``, ``student.control``."""
+    return stage if arm == "main" else f"{stage}.{arm}"
+
+
+def arms_of(config: RunConfig) -> dict[str, tuple[str, str]]:
+    """Return every arm of a run, by its name: ``{"student.control": ("student", "control")}``."""
+    return {
+        arm_name(name, arm): (name, arm)
+        for name, stage in config.stages.items()
+        for arm in ("main", *(ARMS[entry] for entry in stage.control))
+    }
+
+
+def mistakes(config: RunConfig) -> list[Mistake]:
+    """Return what is wrong between keys that are right by themselves; needs no torch."""
+    found: list[Mistake] = []
+    for i, fold in enumerate(config.data.run_folds):
+        if fold >= config.data.folds:
+            found.append((("data", "run_folds", i), f"fold {fold} of {config.data.folds}; folds count from 0"))
+    for name, stage in config.stages.items():
+        found += [(("stages", name, *path), message) for path, message in _stage(config, name, stage)]
+    found += _cycle(config)
+    for i, metric in enumerate(config.evaluate.metrics):
+        if metric not in _METRICS and not re.fullmatch(r"nsd_\d+(\.\d+)?mm", metric):
+            known = f"{nearest(metric, _METRICS)}; known: {', '.join(_METRICS)} (any number of mm)"
+            found.append((("evaluate", "metrics", i), f"no metric is called {metric!r}{known}"))
+    arms = arms_of(config)
+    for i, arm in enumerate(config.evaluate.compare or ()):
+        if arm not in arms:
+            message = f"no arm is called {arm!r}{nearest(arm, arms)}; this run has {', '.join(arms)}"
+            found.append((("evaluate", "compare", i), message))
+    return found
+
+
+def _stage(config: RunConfig, name: str, stage: Stage) -> Iterator[Mistake]:
+    others = [other for other in config.stages if other != name]
+    for teacher in stage.teacher:
+        if teacher == name:
+            yield ("teacher",), "a stage cannot be its own teacher; for born-again training write a second stage"
+        elif teacher not in others and not Path(teacher).exists():
+            yield ("teacher",), f"{teacher!r} is neither a stage nor a model folder{nearest(teacher, others)}"
+    if stage.init is not None and stage.init not in others:
+        yield ("init",), f"no other stage is called {stage.init!r}{nearest(stage.init, others)}"
+    if stage.control and not stage.teacher:
+        yield ("control",), "a control arm compares with a teacher, and this stage has none; drop `control`"
+    if len(set(stage.control)) < len(stage.control):
+        yield ("control",), "an arm is named twice; keep one"
+    seeds = config.seeds_of(name)
+    if len(set(seeds)) < len(seeds):
+        yield ("seeds",), "a seed is named twice; keep one"
+    labels = [method.label for method in stage.methods]
+    for i, label in enumerate(labels):
+        if label in labels[:i]:
+            yield ("methods", i), f"{label!r} is there twice; give one of them another name with `as:`"
+
+
+def _cycle(config: RunConfig) -> list[Mistake]:
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> list[Mistake]:
+        if name in above:
+            circle = " <- ".join((*above[above.index(name) :], name))
+            return [(("stages", name), f"stages wait for each other in a circle: {circle}; remove one of the teachers")]
+        if name in done or name not in config.stages:
+            return []
+        stage = config.stages[name]
+        before = (*stage.teacher, *((stage.init,) if stage.init else ()))
+        found = [mistake for other in before if other != name for mistake in visit(other, (*above, name))]
+        done.add(name)
+        return found
+
+    return [mistake for name in config.stages for mistake in visit(name, ())][:1]
+
+
+def method_mistakes(config: RunConfig) -> list[Mistake]:
+    """Construct every method and return what is wrong with methods and arms; imports torch."""
+    from medkd.methods import catalogue
+
+    found: list[Mistake] = []
+    for name, stage in config.stages.items():
+        here: KeyPath = ("stages", name)
+        built = True
+        for i, method in enumerate(stage.methods):
+            try:
+                catalogue.make(method.name, method.arguments)
+            except UserError as error:
+                built = False
+                key = next((key for key in method.arguments if f"argument {key!r}" in str(error)), None)
+                found.append(((*here, "methods", i, *((key,) if key else ())), str(error)))
+        if not built:
+            continue
+        readers = [method.name for method in stage.methods if catalogue.reads_teacher(method.name)]
+        if readers and not stage.teacher:
+            message = f"{', '.join(readers)} needs a teacher; add `teacher:` to the stage"
+            found.append(((*here, "methods"), message))
+        if stage.teacher and not readers:
+            message = "no method of this stage reads the teacher; add one, kd say, or drop `teacher`"
+            found.append(((*here, "teacher"), message))
+        if "same_loss" in stage.control and not _all_cacheable(stage):
+            message = "same_loss feeds labels in place of a teacher's logits, and a method here reads more; drop it"
+            found.append(((*here, "control"), message))
+    return found
+
+
+def _all_cacheable(stage: Stage) -> bool:
+    from medkd.methods import catalogue
+
+    return all(catalogue.cacheable(method.name, method.arguments) for method in stage.methods)
