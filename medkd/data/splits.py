@@ -1,0 +1,133 @@
+"""Who is trained on and who is tested on: folds by patient, and the guard against leakage between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medkd.data.dataset import Dataset
+from medkd.errors import UserError
+
+__all__ = ["Split", "check_leakage", "labelled_subset", "make_folds"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids of one fold, each part sorted; no patient is in two of train, validation and test.
+
+    Args:
+        train: labelled cases to learn from.
+        validation: labelled cases that choose the checkpoint.
+        test: labelled cases that are measured once, at the end.
+        unlabelled: cases without label, of patients that are neither in validation nor in test.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+
+
+def make_folds(dataset: Dataset, *, folds: int, seed: int, validation: float = 0.15) -> tuple[Split, ...]:
+    """Split a dataset by patient, so that each labelled patient is in the test part of exactly one fold.
+
+    Args:
+        dataset: the cases.
+        folds: how many, at least 2.
+        seed: of the shuffle; the same seed gives the same folds, whatever the order of the cases.
+        validation: share of the patients outside the test part, in [0, 1); above 0 it means at least one patient.
+
+    Raises:
+        UserError: fewer labelled patients than the folds need, or a number out of range.
+    """
+    if folds < 2:
+        raise UserError(f"folds must be at least 2, so that something is left to test on, not {folds}")
+    if not 0 <= validation < 1:
+        raise UserError(f"validation must be a share in [0, 1), not {validation}")
+    patients = sorted({case.patient for case in dataset.labelled})
+    least = max(folds, 3 if validation else 2)
+    if len(patients) < least:
+        raise UserError(
+            f"dataset {dataset.name} has {len(patients)} labelled patients, and {folds} folds need at least {least}"
+        )
+    shuffled = _shuffled(patients, seed)
+    splits = []
+    for fold in range(folds):
+        test = set(shuffled[fold::folds])
+        rest = _shuffled([patient for patient in patients if patient not in test], seed, fold)
+        # At least one patient validates, and at least one is left to train on.
+        held = min(max(1, round(validation * len(rest))), len(rest) - 1) if validation else 0
+        splits.append(_split(dataset, test, set(rest[:held])))
+    return tuple(splits)
+
+
+def labelled_subset(split: Split, dataset: Dataset, count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keep the labels of a few training cases and forget the others'.
+
+    Patients are taken whole, one after the other, until ``count`` cases are reached; the subsets of one seed are
+    nested, so that a curve over ``count`` only ever adds labels.
+
+    Returns:
+        Case ids that keep their label, and those of ``split.train`` that count as unlabelled now.
+
+    Raises:
+        UserError: ``count`` is not between 1 and the number of training cases.
+    """
+    if not 1 <= count <= len(split.train):
+        raise UserError(
+            f"labelled must be between 1 and the {len(split.train)} training cases of the fold, not {count}"
+        )
+    by_patient: dict[str, list[str]] = {}
+    for case in split.train:
+        by_patient.setdefault(dataset.case(case).patient, []).append(case)
+    order = [case for patient in _shuffled(sorted(by_patient), seed) for case in sorted(by_patient[patient])]
+    return tuple(sorted(order[:count])), tuple(sorted(order[count:]))
+
+
+def check_leakage(trained_on: Iterable[str], split: Split, dataset: Dataset, teacher: str) -> None:
+    """Refuse a teacher that has seen the student's validation or test patients.
+
+    Args:
+        trained_on: case ids (or patients) that the teacher's checkpoint records; those unknown to the dataset are
+            another dataset's and do no harm.
+        split: the student's fold.
+        dataset: the student's dataset.
+        teacher: its name, for the message.
+
+    Raises:
+        UserError: naming the teacher and the cases.
+    """
+    patient_of = {case.id: case.patient for case in dataset.cases}
+    seen = {patient_of.get(entry, entry) for entry in trained_on}
+    for part, cases in (("test", split.test), ("validation", split.validation)):
+        leaked = [case for case in cases if patient_of[case] in seen]
+        if leaked:
+            shown = ", ".join(_told(case, patient_of[case]) for case in leaked[:5])
+            more = f" and {len(leaked) - 5} more" if len(leaked) > 5 else ""
+            raise UserError(
+                f"teacher {teacher!r} was trained on patients of the student's {part} cases: {shown}{more}; "
+                "use a teacher of the same fold"
+            )
+
+
+def _told(case: str, patient: str) -> str:
+    return case if case == patient else f"{case} (patient {patient})"
+
+
+def _shuffled(names: Sequence[str], *seed: int) -> list[str]:
+    """Shuffle sorted names; the draw depends on nothing but the seed and how many there are."""
+    order = np.random.default_rng(seed).permutation(len(names))
+    return [names[index] for index in order]
+
+
+def _split(dataset: Dataset, test: set[str], validation: set[str]) -> Split:
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": [], "unlabelled": []}
+    for case in sorted(dataset.cases, key=lambda case: case.id):
+        held = "test" if case.patient in test else "validation" if case.patient in validation else None
+        if case.label is not None:
+            parts[held or "train"].append(case.id)
+        elif held is None:
+            parts["unlabelled"].append(case.id)
+    return Split(*(tuple(parts[name]) for name in ("train", "validation", "test", "unlabelled")))
