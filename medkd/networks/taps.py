@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Tapped:
     stride), and every module path of its own (``model.0.conv``).
 
     Args:
-        network: the network; it is not copied.
+        network: the network; it is not copied. ``run`` may be set to a wrapper of it that is called instead.
         image: ``(1, C, *S)``, any values, of a size that the network takes.
 
     Raises:
@@ -69,6 +69,7 @@ class Tapped:
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
         self.network = network
+        self.run: Callable[[Tensor], Any] = network
         self.dims = image.ndim - 2
         modules = {name: module for name, module in network.named_modules() if name}
         seen: dict[str, Tensor] = {}
@@ -87,6 +88,7 @@ class Tapped:
         self._paths = {name: name for name in seen}
         self._shapes = {name: self._tap(image, out) for name, out in seen.items() if out.ndim == image.ndim}
         friendly = _friendly({name: tap.stride for name, tap in self._shapes.items()}, self._classes_only(seen))
+        self._friendly = tuple(friendly)
         self._paths |= friendly
         self._shapes |= {name: self._shapes[path] for name, path in friendly.items()}
 
@@ -101,7 +103,7 @@ class Tapped:
     @property
     def names(self) -> tuple[str, ...]:
         """The friendly names, from the image inwards and back."""
-        return tuple(name for name in self._paths if name not in self._paths.values())
+        return self._friendly
 
     @property
     def anatomy(self) -> Anatomy:
@@ -124,7 +126,7 @@ class Tapped:
         modules = {path: self.network.get_submodule(path) for path in paths.values()}
         seen: dict[str, Tensor] = {}
         with _recording(modules, seen):
-            logits, heads = split_output(self.network(image), self.dims)
+            logits, heads = split_output(self.run(image), self.dims)
         found = {name: seen[path] for name, path in paths.items()}
         return View(logits, found | {f"logits_{i}": head for i, head in enumerate(heads, 1)})
 
@@ -144,7 +146,6 @@ def _friendly(strides: dict[str, tuple[int, ...]], heads: set[str]) -> dict[str,
     deepest = max(range(len(runs)), key=lambda i: (volumes[i], -i))
     named = {f"enc{i}": name for i, (_, name) in enumerate(runs[:deepest])}
     named["bottleneck"] = runs[deepest][1]
-    up: list[str] = []
     finest = volumes[deepest]
     last: dict[float, str] = {}
     for volume, (_, name) in zip(volumes[deepest + 1 :], runs[deepest + 1 :], strict=True):

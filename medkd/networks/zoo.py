@@ -20,7 +20,10 @@ def names() -> list[str]:
     return sorted(
         name
         for name, item in vars(nets).items()
-        if inspect.isclass(item) and issubclass(item, nn.Module) and "out_channels" in inspect.signature(item).parameters
+        if inspect.isclass(item)
+        and issubclass(item, nn.Module)
+        and item.__name__ == name  # MONAI has several spellings of one class
+        and {"in_channels", "out_channels"} <= set(inspect.signature(item).parameters)
     )
 
 

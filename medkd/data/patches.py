@@ -1,0 +1,191 @@
+"""Training patches: which case, where, augmented; every step's batch follows from the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from medkd.data.store import Store, read_patch
+from medkd.data.transforms import Augment, Patch
+from medkd.errors import UserError
+from medkd.types import IGNORE, Batch
+
+Array = NDArray[Any]
+
+
+class Targets(Protocol):
+    """Stored teacher probabilities by case."""
+
+    def read(self, case: str) -> Any:
+        """Return ``(K, *S)``, sliceable."""
+        ...
+
+    def positions(self, case: str) -> dict[int, Array]:
+        """Return voxel positions by class that the teacher sees."""
+        ...
+
+
+class _OneHot:
+    """The classes of a volume as ``(K, *S)`` float16, made for the voxels that are sliced and no others."""
+
+    def __init__(self, source: Any, classes: int, *, soft: bool) -> None:
+        self.source, self.classes, self.soft = source, classes, soft
+        self.shape = (classes, *source.shape[1:])
+        self.dtype = np.dtype(np.float16)
+
+    def __getitem__(self, index: Any) -> Array:
+        values = np.asarray(self.source[index])
+        owner = values.argmax(0) if self.soft else values[0]
+        return (owner[None] == np.arange(self.classes).reshape(-1, *[1] * owner.ndim)).astype(np.float16)
+
+
+class LabelTargets:
+    """Labels in the place of a teacher: the ``same_loss`` control arm."""
+
+    def __init__(self, store: Store, classes: int) -> None:
+        self.store, self.classes = store, classes
+
+    def read(self, case: str) -> Any:
+        """Return the one-hot label ``(K, *S)``."""
+        return _OneHot(self.store.label(case), self.classes, soft=False)
+
+    def positions(self, case: str) -> dict[int, Array]:
+        """Return voxel positions by class of the label."""
+        return self.store.positions(case)
+
+
+class HardTargets:
+    """A teacher's most likely class instead of its probabilities: the ``pseudo`` control arm."""
+
+    def __init__(self, targets: Targets) -> None:
+        self.targets = targets
+
+    def read(self, case: str) -> Any:
+        """Return the one-hot decision ``(K, *S)``."""
+        soft = self.targets.read(case)
+        return _OneHot(soft, soft.shape[0], soft=True)
+
+    def positions(self, case: str) -> dict[int, Array]:
+        """Return voxel positions by class of the decision."""
+        return self.targets.positions(case)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What one training draws.
+
+    Args:
+        labelled: cases whose label is used.
+        unlabelled: cases that only a teacher speaks about.
+        patch: patch size in voxels.
+        batch: patches a step.
+        spacing_mm: voxel size of the prepared volumes.
+        foreground: share of patches centred on a foreground voxel of an evenly drawn class.
+        labelled_share: share of the patches from labelled cases when there are both kinds.
+        pseudo: take the target's decision as label in unlabelled cases.
+        seed: of all draws.
+    """
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    patch: tuple[int, ...]
+    batch: int
+    spacing_mm: tuple[float, ...]
+    foreground: float = 0.5
+    labelled_share: float = 0.5
+    pseudo: bool = False
+    seed: int = 0
+
+
+class Patches(Dataset[Batch]):
+    """Step -> batch. Item ``i`` depends on the seed and ``i`` only, so a resumed training sees what it would have seen.
+
+    Raises:
+        UserError: no case to draw from.
+    """
+
+    def __init__(self, store: Store, sampling: Sampling, augment: Augment, targets: Targets | None = None) -> None:
+        if not sampling.labelled and not sampling.unlabelled:
+            raise UserError("no training case is left; give more labelled or unlabelled cases")
+        if sampling.unlabelled and targets is None:
+            raise UserError("unlabelled cases need a teacher's targets; give the stage a teacher or set `unlabelled: false`")
+        self.store, self.sampling, self.augment, self.targets = store, sampling, augment, targets
+
+    def __len__(self) -> int:
+        return 2**31
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.sampling.seed, step])
+        drawn = [self._draw(rng) for _ in range(self.sampling.batch)]
+        patches = [patch for _, patch in drawn]
+        targets = [p.target for p in patches if p.target is not None]
+        return Batch(
+            image=torch.stack([p.image for p in patches]),
+            label=torch.stack([p.label for p in patches]),
+            case=tuple(case for case, _ in drawn),
+            spacing_mm=self.sampling.spacing_mm,
+            target=torch.stack(targets) if targets else None,
+            trust=torch.stack([p.trust for p in patches]),
+        )
+
+    def _draw(self, rng: np.random.Generator) -> tuple[str, Patch]:
+        s = self.sampling
+        from_labelled = bool(s.labelled) and (not s.unlabelled or rng.random() < s.labelled_share)
+        pool = s.labelled if from_labelled else s.unlabelled
+        case = pool[int(rng.integers(len(pool)))]
+        affine = self.augment.wants_margin(rng)
+        size = self.augment.margin if affine else s.patch
+        image = self.store.image(case)
+        start = self._start(case, from_labelled, image.shape[1:], size, rng)
+        target = None if self.targets is None else read_patch(self.targets.read(case), start, size, 0)
+        if from_labelled:
+            label = read_patch(self.store.label(case), start, size, IGNORE)[0].astype(np.int64)
+        elif s.pseudo and target is not None:
+            label = np.where(target.sum(0) > 0, target.argmax(0), IGNORE)
+        else:
+            label = np.full(size, IGNORE, np.int64)
+        return case, self.augment(read_patch(image, start, size, 0.0), label, target, rng, affine=affine)
+
+    def _start(
+        self, case: str, labelled: bool, shape: Sequence[int], size: Sequence[int], rng: np.random.Generator
+    ) -> list[int]:
+        """Draw the first voxel of a patch: around a foreground voxel, or anywhere; centred on small volumes."""
+        centre = None
+        if rng.random() < self.sampling.foreground:
+            if labelled:
+                positions = self.store.positions(case)
+            else:
+                positions = {} if self.targets is None else self.targets.positions(case)
+            if positions:
+                of_class = positions[list(positions)[int(rng.integers(len(positions)))]]
+                centre = of_class[int(rng.integers(len(of_class)))]
+        start = []
+        for axis, (length, want) in enumerate(zip(shape, size, strict=True)):
+            slack = length - want
+            if slack <= 0:
+                # a volume smaller than the patch sits anywhere inside it
+                start.append(int(rng.integers(slack, 1)))
+            elif centre is None:
+                start.append(int(rng.integers(0, slack + 1)))
+            else:
+                jitter = int(rng.integers(-want // 4, want // 4 + 1))
+                start.append(int(np.clip(int(centre[axis]) - want // 2 + jitter, 0, slack)))
+        return start
+
+
+def _single(items: list[Batch]) -> Batch:
+    return items[0]
+
+
+def stream(patches: Patches, start: int, stop: int, *, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
+    """Yield the batches of steps ``start`` to ``stop`` in order, whatever the number of workers."""
+    loader: DataLoader[Batch] = DataLoader(
+        patches, batch_size=1, sampler=range(start, stop), num_workers=workers, collate_fn=_single, pin_memory=pin and workers > 0
+    )
+    return iter(loader)

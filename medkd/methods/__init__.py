@@ -1,0 +1,1 @@
+"""Distillation methods: one file each, found through :mod:`medkd.methods.catalogue`."""

@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: adversarial. One file a method."""

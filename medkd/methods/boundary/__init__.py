@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: boundary. One file a method."""

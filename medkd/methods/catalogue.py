@@ -1,0 +1,74 @@
+"""Every method: one sorted line each, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from medkd.errors import UserError, nearest
+from medkd.methods.base import Method, Sum, Weight
+
+CATALOGUE: dict[str, str] = {
+    "boundary": "boundary.boundary:Boundary",
+    "cwd": "logits.cwd:CWD",
+    "kd": "logits.kd:KD",
+    "supervised": "supervised:Supervised",
+}
+
+
+def load(name: str) -> type[Method]:
+    """Return the class of a catalogue name, or of one's own ``package.module:Class``.
+
+    Raises:
+        UserError: unknown name, or not a :class:`Method`.
+    """
+    if name in CATALOGUE:
+        module, _, attribute = CATALOGUE[name].partition(":")
+        module = f"medkd.methods.{module}"
+    elif ":" in name:
+        module, _, attribute = name.partition(":")
+    else:
+        raise UserError(f"method {name!r} is not in the catalogue{nearest(name, CATALOGUE)}; known: {', '.join(CATALOGUE)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"method {name!r} cannot be imported ({error}); give `package.module:Class`") from error
+    if not (inspect.isclass(found) and issubclass(found, Method)):
+        raise UserError(f"method {name!r} is not a subclass of medkd.methods.base.Method")
+    return found
+
+
+def make(name: str, arguments: Mapping[str, Any]) -> Method:
+    """Return the method ``name`` with these constructor arguments.
+
+    Raises:
+        UserError: unknown method or argument, or a value that the method refuses.
+    """
+    found = load(name)
+    known = [p for p in inspect.signature(found).parameters if p != "self"]
+    for key in arguments:
+        if key not in known:
+            valid = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise UserError(f"method {name} has no argument {key!r}{nearest(key, known)}; {valid}")
+    try:
+        return found(**arguments)
+    except TypeError as error:
+        raise UserError(f"method {name}: {error}") from error
+
+
+def combine(specs: Iterable[tuple[str, str, Mapping[str, Any], Weight]]) -> Sum:
+    """Return the sum of methods given as (alias, name, arguments, weight)."""
+    return Sum({alias: (make(name, arguments), weight) for alias, name, arguments, weight in specs})
+
+
+def reads_teacher(name: str) -> bool:
+    """Return whether the method needs a teacher."""
+    return load(name).reads_teacher
+
+
+def cacheable(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Return whether stored teacher probabilities are enough for the method: it reads no tap of the teacher."""
+    method = make(name, arguments)
+    return not method.needs_live_teacher and (not method.reads_teacher or not method.teacher_taps())

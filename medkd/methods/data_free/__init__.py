@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: data free. One file a method."""

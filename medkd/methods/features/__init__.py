@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: features. One file a method."""

@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: logits. One file a method."""

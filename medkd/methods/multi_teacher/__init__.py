@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: multi teacher. One file a method."""

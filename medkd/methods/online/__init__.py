@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: online. One file a method."""

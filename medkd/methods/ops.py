@@ -1,0 +1,138 @@
+"""Pure tensor functions that methods share; any number of spatial axes, float32 inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medkd.types import IGNORE
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean of ``values`` under non-negative ``weight`` of the same shape; zero where nothing weighs."""
+    values = values.float()
+    if weight is None:
+        return values.mean()
+    weight = weight.float()
+    total = weight.sum()
+    # where(weight, values, 0): a voxel without weight must not matter even when its value is not finite
+    return torch.where(weight > 0, values, 0.0).mul(weight).sum() / total.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def kl_map(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Return :math:`\tau^2\,\mathrm{KL}(\sigma(t/\tau)\,\|\,\sigma(s/\tau))` of every voxel.
+
+    Shapes: logits ``(B, K, *S)`` -> ``(B, *S)`` float32. The teacher gets no gradient.
+    """
+    log_s = F.log_softmax(student.float() / temperature, dim=1)
+    log_t = F.log_softmax(teacher.detach().float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
+
+
+def binary_kl_map(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the tempered KL of the two-way distribution of each overlapping region, mean over regions.
+
+    Shapes: logits ``(B, K, *S)`` -> ``(B, *S)`` float32. The teacher gets no gradient.
+    """
+    s, t = student.float() / temperature, teacher.detach().float() / temperature
+    p = torch.sigmoid(t)
+    kl = p * (F.logsigmoid(t) - F.logsigmoid(s)) + (1 - p) * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return temperature**2 * kl.mean(1)
+
+
+def one_hot(label: Tensor, classes: int) -> Tensor:
+    """Return ``(B, *S)`` labels as ``(B, K, *S)`` float32; a voxel of label ``IGNORE`` has no class."""
+    known = label != IGNORE
+    hot = F.one_hot(label.clamp_min(0), classes).movedim(-1, 1).to(torch.float32)
+    return hot * known.unsqueeze(1)
+
+
+def present(masks: Tensor) -> Tensor:
+    """Return which classes of ``(B, K, *S)`` masks own at least half a voxel: ``(B, K)`` bool."""
+    return masks.flatten(2).sum(-1) >= 0.5
+
+
+def balance(owner: Tensor, classes: int, trust: Tensor | None = None) -> Tensor:
+    r"""Return voxel weights under which every class that occurs in the batch counts the same.
+
+    A voxel of class :math:`k` weighs :math:`1 / n_k`, with :math:`n_k` the trusted voxels of the class
+    in the whole batch. Background rules a plain mean over a volume; here it is one class among K.
+
+    Args:
+        owner: ``(B, *S)`` class of each voxel, ``IGNORE`` for none.
+        classes: K.
+        trust: ``(B, *S)`` in [0, 1], or None for one.
+
+    Shapes: returns ``(B, *S)`` float32; sums to the number of classes that occur.
+    """
+    known = (owner != IGNORE).float() if trust is None else (owner != IGNORE) * trust.float()
+    index = owner.clamp_min(0).flatten()
+    count = torch.zeros(classes, device=owner.device).index_add_(0, index, known.flatten())
+    return known / count.clamp_min(1e-6)[index].view_as(known)
+
+
+def dilate(mask: Tensor, radius_mm: float, spacing_mm: Sequence[float]) -> Tensor:
+    """Return the voxels within ``radius_mm`` of a true voxel of ``(B, *S)`` bool ``mask``."""
+    return distance_mm(mask, spacing_mm, radius_mm) <= radius_mm
+
+
+def distance_mm(mask: Tensor, spacing_mm: Sequence[float], limit_mm: float) -> Tensor:
+    r"""Return the exact Euclidean distance to the nearest true voxel, up to a limit.
+
+    Separable lower envelope, :math:`d^2(x) = \min_k d^2(x + k e_a) + (k\,s_a)^2` along each axis, exact for
+    every distance up to ``limit_mm`` and infinite beyond.
+
+    Args:
+        mask: ``(B, *S)`` bool.
+        spacing_mm: voxel size along ``*S``.
+        limit_mm: largest distance of interest.
+
+    Shapes: returns ``(B, *S)`` float32 in mm.
+    """
+    squared = torch.where(mask, 0.0, math.inf)
+    for axis, spacing in enumerate(spacing_mm, start=1):
+        reach = min(int(limit_mm / spacing + 1e-6), mask.shape[axis] - 1)
+        best = squared
+        for k in range(1, reach + 1):
+            cost = (k * spacing) ** 2
+            size = squared.shape[axis]
+            ahead, behind = squared.narrow(axis, k, size - k) + cost, squared.narrow(axis, 0, size - k) + cost
+            pad = torch.full_like(squared.narrow(axis, 0, k), math.inf)
+            best = torch.minimum(best, torch.cat([ahead, pad], axis))
+            best = torch.minimum(best, torch.cat([pad, behind], axis))
+        squared = best
+    distance = squared.sqrt()
+    return torch.where(distance <= limit_mm * (1 + 1e-6), distance, math.inf)
+
+
+def boundary(owner: Tensor) -> Tensor:
+    """Return the voxels of ``(B, *S)`` that touch a voxel of another known class along an axis, every class at once."""
+    edge = torch.zeros_like(owner, dtype=torch.bool)
+    for axis in range(1, owner.ndim):
+        size = owner.shape[axis]
+        a, b = owner.narrow(axis, 0, size - 1), owner.narrow(axis, 1, size - 1)
+        differ = (a != b) & (a != IGNORE) & (b != IGNORE)
+        edge.narrow(axis, 0, size - 1).logical_or_(differ)
+        edge.narrow(axis, 1, size - 1).logical_or_(differ)
+    return edge
+
+
+def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return ``(B, C, *S)`` on the grid ``size``, linear; by area when every axis shrinks."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    if all(new <= old for new, old in zip(size, x.shape[2:], strict=True)):
+        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
+        return pool(x, tuple(size))  # type: ignore[operator]  # one signature for the three
+    return F.interpolate(x, tuple(size), mode=("linear", "bilinear", "trilinear")[len(size) - 1], align_corners=False)
+
+
+def label_to(label: Tensor, size: Sequence[int]) -> Tensor:
+    """Return ``(B, *S)`` labels on the grid ``size`` by nearest neighbour."""
+    if tuple(label.shape[1:]) == tuple(size):
+        return label
+    return F.interpolate(label.unsqueeze(1).float(), tuple(size), mode="nearest-exact").squeeze(1).to(label.dtype)

@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: relations. One file a method."""

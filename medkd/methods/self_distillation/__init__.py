@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: self distillation. One file a method."""

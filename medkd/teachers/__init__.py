@@ -1,0 +1,1 @@
+"""Teachers as assets: ensembles and their stored targets."""

@@ -1,0 +1,1 @@
+"""One loop, on Lightning Fabric, that plays the turns of any method."""

@@ -1,0 +1,97 @@
+"""The networks at the table for one mini-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from medkd.errors import UserError
+from medkd.networks.taps import Tapped
+from medkd.teachers.ensemble import fuse, to_log
+from medkd.types import Batch, View
+
+
+class Table:
+    """Implements :class:`medkd.types.Round`: views are made when first asked for and kept for the round.
+
+    Args:
+        learners: ``student``, ``peer1``... with their taps reader.
+        teachers: frozen networks in evaluation mode; empty with cached targets, or without a teacher.
+        taps: feature points to read from the learners.
+        teacher_taps: feature points to read from the teachers.
+    """
+
+    def __init__(
+        self,
+        learners: Mapping[str, Tapped],
+        teachers: Sequence[Tapped] = (),
+        taps: Sequence[str] = (),
+        teacher_taps: Sequence[str] = (),
+    ) -> None:
+        self._learners = dict(learners)
+        self._teachers = {f"teacher{i}": t for i, t in enumerate(teachers)}
+        self._taps, self._teacher_taps = tuple(taps), tuple(teacher_taps)
+        self._seen: dict[str, View] = {}
+        self.batch: Batch
+        self.progress = 0.0
+        self.did_step = False
+
+    def deal(self, batch: Batch, progress: float) -> None:
+        """Begin a round: a new batch, no views."""
+        self.batch, self.progress, self.did_step = batch, progress, False
+        self._seen.clear()
+
+    @property
+    def nets(self) -> Mapping[str, nn.Module]:
+        """Every network by name."""
+        return {name: t.network for name, t in (self._learners | self._teachers).items()}
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Names of the networks that learn the task."""
+        return tuple(self._learners)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the single teachers; empty when their fused answer is cached."""
+        return tuple(self._teachers)
+
+    def view(self, name: str, image: Tensor | None = None) -> View:
+        """Return what ``name`` shows for the batch, or for ``image`` ``(B, C, *S)``.
+
+        Raises:
+            UserError: no such network at this table, or cached targets asked about another image.
+        """
+        if image is not None:
+            return self._run(name, image)
+        if name not in self._seen:
+            self._seen[name] = self._run(name, None)
+        return self._seen[name]
+
+    def stepped(self, name: str, *, did_step: bool = True) -> None:
+        """After a turn: the player's view is history, a target and never a path."""
+        self.did_step = did_step
+        if name in self._seen:
+            self._seen[name] = self._seen[name].detach()
+
+    def _run(self, name: str, image: Tensor | None) -> View:
+        if name in self._learners:
+            return self._learners[name](self.batch.image if image is None else image, self._taps)
+        if name == "teacher" and not self._teachers:
+            if self.batch.target is None:
+                raise UserError("this method asks for a teacher and the stage has none; add `teacher:` to the stage")
+            if image is not None:
+                raise UserError("this method asks the teacher about new images, which stored targets cannot answer")
+            return View(to_log(self.batch.target), {}, self.batch.trust)
+        if name != "teacher" and name not in self._teachers:
+            raise UserError(f"there is no network {name!r} at the table; there are {', '.join(self.nets)}")
+        asked = list(self._teachers) if name == "teacher" else [name]
+        x = self.batch.image if image is None else image
+        # a teacher's parameters are frozen; an image that wants a gradient still gets one through it
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
+            views = [self._teachers[one](x, self._teacher_taps) for one in asked]
+        trust = self.batch.trust if image is None else None
+        logits = fuse([v.logits for v in views], regions=self.batch.regions)
+        return View(logits, views[0].taps if len(views) == 1 else {}, trust)
