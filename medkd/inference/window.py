@@ -19,10 +19,8 @@ from torch import Tensor
 
 Network = Callable[[Tensor], Tensor]
 """Anything that maps ``(B, C, *S)`` to logits ``(B, K, *S)``."""
-
 SIGMA = 0.125
 """Standard deviation of the blending weight as a share of the window (MONAI's and nnU-Net's choice)."""
-
 STRETCH = 1.25
 """A flexible network takes an axis up to this many patches long in one window instead of two overlapping ones."""
 
@@ -74,7 +72,8 @@ def lay_grid(
     window, padding, starts = [], [], []
     for axis, (size, side) in enumerate(zip(shape, patch, strict=True)):
         if divisible is not None:
-            fitted = math.ceil(size / divisible[axis]) * divisible[axis]
+            # Two strides at least: instance normalisation refuses features that have shrunk to one voxel.
+            fitted = max(math.ceil(size / divisible[axis]) * divisible[axis], min(2 * divisible[axis], side))
             side = fitted if fitted <= STRETCH * side else side
         extra = max(side - size, 0)
         room = max(size - side, 0)
@@ -164,7 +163,6 @@ def blended_slabs(
     room = [side if a == axis else size for a, size in enumerate(image.shape[1:])]
     total = torch.zeros((classes, *room), device=accumulate)
     mass = torch.zeros(room, device=accumulate)
-
     ends = (*grid.starts[axis][1:], image.shape[axis + 1])
     for start, end in zip(grid.starts[axis], ends, strict=True):
         for first in range(0, len(corners), batch):
@@ -182,8 +180,7 @@ def blended_slabs(
             for place, answer in zip(places, logits.to(accumulate, torch.float32), strict=True):
                 total[(slice(None), *place)].addcmul_(answer, weight)
                 mass[place] += weight
-        done = end - start
-        lead = grid.padding[axis][0]
+        done, lead = end - start, grid.padding[axis][0]
         low, high = max(start, inner[axis].start), min(end, inner[axis].stop)
         if high > low:
             crop = [slice(low - start, high - start) if a == axis else part for a, part in enumerate(inner)]
@@ -198,9 +195,42 @@ def blended_slabs(
             mass.zero_()
 
 
+def _votes(
+    networks: Network | Sequence[Network],
+    image: Tensor,
+    grid: Grid,
+    mode: str,
+    *,
+    classes: int,
+    batch: int,
+    device: torch.device | str | None,
+    accumulate: torch.device | str | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slabs of the mean over networks; the networks walk side by side, so that only their slabs are held."""
+    streams = [
+        blended_slabs(network, image, grid, classes=classes, batch=batch, device=device, accumulate=accumulate)
+        for network in ([networks] if callable(networks) else networks)
+    ]
+    for slabs in zip(*streams, strict=True):
+        total = _activate(slabs[0][1], mode)
+        for _, logits in slabs[1:]:
+            total = total + _activate(logits, mode)
+        yield slabs[0][0], total / len(slabs)
+
+
+def _activate(logits: Tensor, mode: str) -> Tensor:
+    if mode == "softmax":
+        return logits.softmax(0)
+    if mode == "sigmoid":
+        return logits.sigmoid()
+    if mode == "logits":
+        return logits
+    raise ValueError(f"mode must be softmax, sigmoid or logits, not {mode!r}")
+
+
 @torch.inference_mode()
 def sliding_window(
-    network: Network,
+    network: Network | Sequence[Network],
     image: Tensor,
     *,
     classes: int,
@@ -215,7 +245,8 @@ def sliding_window(
     """Predict a whole image of any size.
 
     Args:
-        network: maps ``(B, C, *S)`` to logits ``(B, K, *S)``; an ``nn.Module`` must be in eval mode.
+        network: maps ``(B, C, *S)`` to logits ``(B, K, *S)``; an ``nn.Module`` must be in eval mode. Of several, the
+            mean after ``mode``.
         image: ``(C, *S)``, prepared.
         classes: ``K``.
         patch: window size along ``*S``, voxels.
@@ -232,20 +263,17 @@ def sliding_window(
     Raises:
         ValueError: unknown ``mode``, or shapes that do not fit.
     """
-    finish = {"softmax": lambda x: x.softmax(0), "sigmoid": torch.sigmoid, "logits": lambda x: x}.get(mode)
-    if finish is None:
-        raise ValueError(f"mode must be softmax, sigmoid or logits, not {mode!r}")
     grid = lay_grid(image.shape[1:], patch, overlap, divisible)
     out = torch.empty((classes, *image.shape[1:]))
-    slabs = blended_slabs(network, image, grid, classes=classes, batch=batch, device=device, accumulate=accumulate)
-    for rows, logits in slabs:
-        out.narrow(grid.axis + 1, rows.start, rows.stop - rows.start).copy_(finish(logits))
+    slabs = _votes(network, image, grid, mode, classes=classes, batch=batch, device=device, accumulate=accumulate)
+    for rows, scores in slabs:
+        out.narrow(grid.axis + 1, rows.start, rows.stop - rows.start).copy_(scores)
     return out
 
 
 @torch.inference_mode()
 def predict_label(
-    networks: Sequence[Network],
+    network: Network | Sequence[Network],
     image: Tensor,
     *,
     classes: int,
@@ -258,20 +286,15 @@ def predict_label(
 ) -> NDArray[np.int16]:
     """Predict the label of a whole image without ever holding all classes at full size.
 
-    Several networks vote with the mean of their probabilities. Arguments as in :func:`sliding_window`.
+    Several networks vote with the mean of their probabilities. Arguments and errors as in :func:`sliding_window`.
 
     Returns:
         ``(*S)`` int16.
     """
     grid = lay_grid(image.shape[1:], patch, overlap, divisible)
     label = torch.empty(image.shape[1:], dtype=torch.int16)
-    streams = [
-        blended_slabs(network, image, grid, classes=classes, batch=batch, device=device, accumulate=accumulate)
-        for network in networks
-    ]
-    for slabs in zip(*streams, strict=True):
-        rows = slabs[0][0]
-        scores = slabs[0][1] if len(slabs) == 1 else sum(logits.softmax(0) for _, logits in slabs)
-        assert isinstance(scores, Tensor)
+    mode = "logits" if callable(network) or len(network) == 1 else "softmax"  # of one network both give the same class
+    slabs = _votes(network, image, grid, mode, classes=classes, batch=batch, device=device, accumulate=accumulate)
+    for rows, scores in slabs:
         label.narrow(grid.axis, rows.start, rows.stop - rows.start).copy_(scores.argmax(0))
     return np.asarray(label.numpy())

@@ -83,6 +83,7 @@ def test_flexible_network_gets_one_fitted_window() -> None:
     assert grid.window == (20, 8, 16)
     assert [len(starts) for starts in grid.starts] == [1, 1, 4]
     assert grid.padding == ((1, 2), (1, 2), (0, 0))
+    assert lay_grid((1, 1, 1), (16, 16, 16), divisible=(4, 4, 4)).window == (8, 8, 8)
 
 
 def test_small_volume_is_one_forward() -> None:
@@ -125,8 +126,9 @@ def test_label_equals_argmax_of_mean_probabilities(network: nn.Module) -> None:
     other = nn.Conv3d(2, 3, 3, padding=1).eval()
     image = noise(2, 19, 11, 14)
     label = predict_label([network, other], image, classes=3, patch=(8, 8, 8))
-    mean = sum(sliding_window(n, image, classes=3, patch=(8, 8, 8)) for n in (network, other))
-    assert isinstance(mean, Tensor)
+    mean = sliding_window([network, other], image, classes=3, patch=(8, 8, 8))
+    parts = [sliding_window(n, image, classes=3, patch=(8, 8, 8)) for n in (network, other)]
+    torch.testing.assert_close(mean, (parts[0] + parts[1]) / 2)
     assert label.dtype == np.int16
     assert np.array_equal(label, mean.argmax(0).numpy())
 

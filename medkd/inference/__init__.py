@@ -1,0 +1,1 @@
+"""Inference: sliding windows, trained models, files in and files out."""
