@@ -250,31 +250,32 @@ def _is_name(word: str) -> bool:
     return word.replace("_", "a").replace("-", "a").isalnum()
 
 
-def load_config(file: Path, overrides: Sequence[str] = (), *, check_methods: bool = True) -> RunConfig:
+def load_config(file: Path, overrides: Sequence[str] = (), *, networks: bool = False) -> RunConfig:
     """Read a run's YAML file.
 
     Args:
         file: the YAML file.
         overrides: ``stages.student.train.steps=500`` assignments, applied in order.
-        check_methods: also construct the methods (imports torch).
+        networks: also look up the networks and their arguments (imports MONAI).
 
     Raises:
         UserError: one line a mistake, each with file, line and key.
     """
-    return parse(yamlfile.read(Path(file)).override(overrides), check_methods=check_methods)
+    return parse(yamlfile.read(Path(file)).override(overrides), networks=networks)
 
 
-def parse(document: Document, *, check_methods: bool = True) -> RunConfig:
-    """Return the run that ``document`` describes; raises as :func:`load_config`."""
+def parse(document: Document, *, networks: bool = False) -> RunConfig:
+    """Return the run that ``document`` describes; constructs its methods. Raises as :func:`load_config`."""
     from medkd.pipeline import rules
 
     try:
         config = RunConfig.model_validate(document.data)
     except ValidationError as error:
         raise UserError("\n".join(describe(error, document, RunConfig))) from None
-    mistakes = rules.mistakes(config)
-    if not mistakes and check_methods:
-        mistakes = rules.method_mistakes(config)
+    # In steps, since what comes later takes longer to import.
+    mistakes = rules.mistakes(config) or rules.method_mistakes(config)
+    if not mistakes and networks:
+        mistakes = rules.network_mistakes(config)
     if mistakes:
         raise UserError("\n".join(document.error(path, message) for path, message in mistakes))
     return config

@@ -124,9 +124,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (sentence := disk_trouble(error, path)) is None:
-            raise
-        raise UserError(sentence) from error
+        if sentence := disk_trouble(error, path):
+            raise UserError(sentence) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            where = error.filename or path
+            raise UserError(f"{where} cannot be made: a file stands in its way; choose another folder") from error
+        raise
 
 
 def disk_trouble(error: BaseException, path: Path) -> str | None:
@@ -143,8 +146,6 @@ def disk_trouble(error: BaseException, path: Path) -> str | None:
             return f"{where} cannot be written: {reason}; free some space and run the same command to go on"
         if code in _CLOSED:
             return f"{where} cannot be opened or written: {_CLOSED[code]}; check the folder's owner and mode"
-        if code in (errno.ENOTDIR, errno.EEXIST) and not isinstance(one, UserError):
-            return f"{where} cannot be made: a file stands in its way; move it or choose another folder"
         one = one.__cause__ or one.__context__
     return None
 

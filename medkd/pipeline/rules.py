@@ -127,3 +127,18 @@ def _all_cacheable(stage: Stage) -> bool:
     from medkd.methods import catalogue
 
     return all(catalogue.cacheable(method.name, method.arguments) for method in stage.methods)
+
+
+def network_mistakes(config: RunConfig) -> list[Mistake]:
+    """Look up every network and its arguments; imports MONAI, builds nothing."""
+    from medkd.networks import zoo
+
+    found: list[Mistake] = []
+    for name, stage in config.stages.items():
+        for i, model in enumerate(stage.model):
+            try:
+                zoo.complete(model.spec, in_channels=1, classes=2, patch=(64, 64, 64))
+            except UserError as error:
+                key = next((key for key in model.arguments if f"argument {key!r}" in str(error)), None)
+                found.append((("stages", name, "model", i, *((key,) if key else ())), str(error)))
+    return found

@@ -45,9 +45,11 @@ class Document:
 
     def where(self, path: KeyPath) -> str:
         """Return the place of ``path``, or of its nearest ancestor that stands in the file."""
-        for end in range(len(path), 0, -1):
-            if (place := self.places.get(path[:end])) is not None:
-                return place
+        # Positions may not stand in the file: one model, where several may be, is written without a list.
+        for shorter in (path, tuple(part for part in path if not isinstance(part, int))):
+            for end in range(len(shorter), 0, -1):
+                if (place := self.places.get(shorter[:end])) is not None:
+                    return place
         return self.source
 
     def error(self, path: KeyPath, message: str) -> str:

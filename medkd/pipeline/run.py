@@ -1,0 +1,119 @@
+"""A whole run: from a configuration to finished nodes and a report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medkd.errors import UserError, nearest
+from medkd.pipeline.config import RunConfig
+from medkd.pipeline.context import Context, Event, silent
+from medkd.pipeline.datakey import data_key
+from medkd.pipeline.folder import disk_errors, run_lock, write_text
+from medkd.pipeline.graph import Graph, Node, build_graph
+from medkd.pipeline.local import Outcome, execute
+from medkd.pipeline.task import Step, run_step
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended, well or not.
+
+    Args:
+        folder: ``runs/<name>``.
+        graph: all nodes of the run.
+        outcome: how each ended.
+        seconds: wall time of this call.
+    """
+
+    folder: Path
+    graph: Graph
+    outcome: Outcome
+    seconds: float
+
+    @property
+    def report(self) -> Path | None:
+        """The page, where the whole run is done."""
+        page = self.folder / REPORT
+        return page if page.is_file() and any(node.kind == "report" for node in self.ended) else None
+
+    @property
+    def export(self) -> Path | None:
+        """The folder of the exported student, where the run has one."""
+        return next((self.node_folder(node) for node in self.ended if node.kind == "export"), None)
+
+    @property
+    def ended(self) -> tuple[Node, ...]:
+        """The nodes that are whole, from this call or before."""
+        return (*self.outcome.reused, *self.outcome.done)
+
+    def node_folder(self, node: Node) -> Path:
+        """Return where a finished node lies."""
+        return self.graph.folder(node, self.folder / "nodes")
+
+
+def run(
+    config: RunConfig,
+    *,
+    runs: Path = Path("runs"),
+    only: str | None = None,
+    jobs: int = 1,
+    device: str = "auto",
+    progress: Callable[[Event], None] = silent,
+    step: Step = run_step,
+    key: str | None = None,
+) -> Finished:
+    """Do what is not done yet of a run.
+
+    Args:
+        config: what to do.
+        runs: folder of all runs; this one lies in ``runs/<name>``.
+        only: name of a stage: do its nodes and what they need, no export and no report.
+        jobs: worker processes.
+        device: ``auto``, ``cpu``, ``cuda``...
+        progress: takes the events of all nodes.
+        step: does one node.
+        key: digest of the data set; worked out from its files when None.
+
+    Raises:
+        UserError: unknown stage, missing data, a folder that is in use or cannot be written. A node that fails is told
+            in the outcome instead.
+        KeyboardInterrupt: finished nodes are whole, and the same call goes on.
+    """
+    clock = time.monotonic()
+    if only is not None and only not in config.stages:
+        stages = ", ".join(config.stages)
+        raise UserError(f"--only {only}: no stage is called that{nearest(only, config.stages)}; this run has {stages}")
+    folder = runs / config.name
+    root = None if config.data.root is None else Path(config.data.root)
+    with run_lock(folder):
+        graph = build_graph(config, key or _data_key(config, root, folder))
+        wanted = graph.nodes if only is None else graph.of_stage(only)
+        write_text(folder / "config.yaml", config.to_yaml())
+        context = Context(config, folder, root, config.train.threads, device, progress)
+        outcome = execute(graph, wanted, context, jobs=jobs, step=step)
+        finished = Finished(folder, graph, outcome, time.monotonic() - clock)
+        _show_report(finished)
+    return finished
+
+
+def _data_key(config: RunConfig, root: Path | None, folder: Path) -> str:
+    from medkd.data.dataset import load_dataset
+
+    return data_key(load_dataset(config.data.source, root), folder / "data_files.json")
+
+
+def _show_report(finished: Finished) -> None:
+    """Put the page where it is easily found, beside the nodes."""
+    for node in finished.ended:
+        if node.kind == "report" and (page := finished.node_folder(node) / REPORT).is_file():
+            shown = finished.folder / REPORT
+            with disk_errors(shown):
+                part = shown.with_name(f"{REPORT}.part")
+                shutil.copyfile(page, part)
+                part.replace(shown)
