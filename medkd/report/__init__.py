@@ -1,0 +1,1 @@
+"""One page that tells whether distillation helped, and the tables behind it."""

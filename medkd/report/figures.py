@@ -1,0 +1,204 @@
+"""The figures as Plotly descriptions (plain dicts, Plotly itself is not needed to make them).
+
+Text that comes from the user is escaped here, because Plotly reads a little HTML in its labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from math import log10
+from statistics import fmean
+from typing import Any
+
+from medkd.report import numbers
+from medkd.report.palette import translucent
+from medkd.report.scores import Scores
+from medkd.report.summary import Arm, RunSummary
+
+Figure = dict[str, Any]
+
+INK, FAINT, GRID = "#1C2024", "#60646C", "#E6E8EB"
+FONT = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+MOST_CLASSES = 24
+"""More are not shown in the figure, the table has them all."""
+MOST_PAIRS = 80
+"""With more cases the lines between pairs are a grey mass."""
+
+
+def per_class(run: RunSummary, colours: Mapping[str, str], scores: Scores | None = None) -> Figure | None:
+    """Return Dice per class: a point per case and arm, the mean as a bar, and on the right student minus control.
+
+    None where no Dice was measured. Classes beyond :data:`MOST_CLASSES` are those where student and
+    teacher (or control) differ least.
+    """
+    scores = scores or Scores(run.rows)
+    arms = [arm for arm in run.arms if scores.case_means(arm.name, "dice")]
+    labels = shown_classes(run, scores)
+    if not arms or not labels:
+        return None
+    student, control = run.arm("student"), run.arm("control")
+    paired = student in arms and control in arms
+    step = 0.78 / len(arms)
+    lane = {arm.name: (i - (len(arms) - 1) / 2) * step for i, arm in enumerate(arms)}
+    traces: list[dict[str, Any]] = []
+    if paired and student and control:
+        traces += _pairs(scores, labels, lane, student, control)
+    for arm in arms:
+        values = [(row, scores.by_case(arm.name, "dice", label)) for row, label in enumerate(labels)]
+        points = [(case, v, row + lane[arm.name] + _jitter(i) * step, labels[row])
+                  for row, of in values for i, (case, v) in enumerate(sorted(of.items()))]
+        traces.append(_points(arm.shown, points, colours[arm.name], "x", numbers.metric_value))
+        means = [(fmean(of.values()), row + lane[arm.name]) for row, of in values if of]
+        traces.append(_bars(means, step, colours[arm.name], "x"))
+    if paired and student and control:
+        gaps, means = [], []
+        for row, label in enumerate(labels):
+            a, b = scores.by_case(student.name, "dice", label), scores.by_case(control.name, "dice", label)
+            of = {case: a[case] - b[case] for case in sorted(a.keys() & b.keys())}
+            gaps += [(case, v, row + _jitter(i) * 0.5, label) for i, (case, v) in enumerate(of.items())]
+            means += [(fmean(of.values()), float(row))] if of else []
+        traces.append(_points("student − control", gaps, FAINT, "x2", numbers.difference))
+        traces.append(_bars(means, 0.5, INK, "x2"))
+    height = 80 + len(labels) * max(44, 24 * len(arms))
+    layout = frame(height, left=8, top=34)
+    layout["yaxis"] = {
+        "tickvals": list(range(len(labels))), "ticktext": [escape(label) for label in labels], "zeroline": False,
+        "range": [len(labels) - 0.45, -0.55], "showgrid": False, "ticklabelstandoff": 8, "automargin": True,
+        "fixedrange": True, "tickfont": {"size": 13, "color": INK},
+    }  # fmt: skip
+    layout["shapes"] = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": row + 0.5, "y1": row + 0.5,
+         "line": {"color": GRID, "width": 1}, "layer": "below"} for row in range(len(labels) - 1)
+    ]  # fmt: skip
+    layout["xaxis"] = axis("Dice", domain=[0, 0.68] if paired else [0, 1])
+    layout["annotations"] = [_heading("Dice, one point a case", 0)]
+    if paired:
+        layout["xaxis2"] = axis("Difference in Dice", domain=[0.73, 1], zeroline=True, zerolinecolor=INK,
+                                 anchor="y", tickformat="+.2~f")
+        layout["annotations"].append(_heading("Student − control, same case", 0.73))
+    return {"data": traces, "layout": layout}
+
+
+def shown_classes(run: RunSummary, scores: Scores) -> list[str]:
+    """Return the classes of the figure in their own order: all, or those where the student differs most."""
+    labels = [label for label in scores.labels if any(scores.by_case(arm.name, "dice", label) for arm in run.arms)]
+    if len(labels) <= MOST_CLASSES:
+        return labels
+    student = run.arm("student")
+    others = [arm for arm in (run.arm("teacher"), run.arm("control")) if arm]
+
+    def gap(label: str) -> float:
+        mine = scores.mean(student.name, "dice", label) if student else None
+        theirs = [scores.mean(arm.name, "dice", label) for arm in others]
+        return max((abs(mine - value) for value in theirs if mine is not None and value is not None), default=0.0)
+
+    chosen = set(sorted(labels, key=gap, reverse=True)[:MOST_CLASSES])
+    return [label for label in labels if label in chosen]
+
+
+def frontier(run: RunSummary, colours: Mapping[str, str], scores: Scores | None = None) -> Figure | None:
+    """Return mean Dice against measured latency (log scale), with the line no arm is above and left of."""
+    scores = scores or Scores(run.rows)
+    spots = [(arm, arm.latency_s, dice) for arm in run.arms
+             if arm.latency_s and (dice := scores.mean(arm.name, "dice")) is not None]
+    if len(spots) < 2:
+        return None
+    best: list[tuple[float, float]] = []
+    for _, seconds, dice in sorted(spots, key=lambda spot: (spot[1], -spot[2])):
+        if not best or dice > best[-1][1]:
+            best.append((seconds, dice))
+    low, high = min(s for _, s, _ in spots) / 1.8, max(s for _, s, _ in spots) * 1.8
+    bottom, top = min(d for *_, d in spots), max(d for *_, d in spots)
+    pad = max(0.25 * (top - bottom), 0.004)
+    line = {"x": [*(s for s, _ in best), high], "y": [*(d for _, d in best), best[-1][1]], "mode": "lines",
+            "line": {"shape": "hv", "color": "#B9BBC6", "width": 1.5, "dash": "dot"}, "hoverinfo": "skip"}  # fmt: skip
+    traces: list[dict[str, Any]] = [line]
+    notes = []
+    for (arm, seconds, dice), above in zip(spots, _sides(spots), strict=True):
+        hover = (f"<b>{escape(arm.shown)}</b><br>Dice {numbers.metric_value('dice', dice)}"
+                 f"<br>{numbers.seconds(seconds)} s")
+        traces.append({"x": [seconds], "y": [dice], "mode": "markers", "hovertemplate": f"{hover}<extra></extra>",
+                       "marker": {"size": 13, "color": colours[arm.name], "line": {"color": "white", "width": 1.5}}})
+        notes.append({"x": log10(seconds), "y": dice, "text": escape(arm.shown), "showarrow": False,
+                      "yshift": 17 if above else -17, "font": {"color": colours[arm.name], "size": 13}})
+    layout = frame(340, left=56, top=14)
+    layout["xaxis"] = axis("Latency, s (log scale)", type="log", range=[log10(low), log10(high)], dtick="D2",
+                            tickformat="~g")
+    layout["yaxis"] = {"title": {"text": "Mean Dice"}, "range": [bottom - pad, min(1.0, top + pad)] , "gridcolor": GRID,
+                       "zeroline": False, "tickformat": ".3~f", "nticks": 6}  # fmt: skip
+    layout["annotations"] = notes
+    return {"data": traces, "layout": layout}
+
+
+def _sides(spots: Sequence[tuple[Arm, float | None, float]]) -> list[bool]:
+    """Return True where a name goes above its point: of two points one above the other, the higher one's."""
+    above = []
+    for arm, seconds, dice in spots:
+        near = [d for other, s, d in spots if other is not arm and seconds and s and 0.6 < s / seconds < 1.7]
+        above.append(not any(d > dice for d in near))
+    return above
+
+
+def _pairs(scores: Scores, labels: Sequence[str], lane: Mapping[str, float], a: Arm, b: Arm) -> list[dict[str, Any]]:
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row, label in enumerate(labels):
+        first, second = scores.by_case(a.name, "dice", label), scores.by_case(b.name, "dice", label)
+        if len(first) > MOST_PAIRS:
+            continue
+        for case in sorted(first.keys() & second.keys()):
+            x += [first[case], second[case], None]
+            y += [row + lane[a.name], row + lane[b.name], None]
+    if not x:
+        return []
+    return [{"x": x, "y": y, "mode": "lines", "line": {"color": "rgba(28,32,36,0.14)", "width": 1},
+             "hoverinfo": "skip"}]  # fmt: skip
+
+
+def _points(name: str, points: Iterable[tuple[str, float, float, str]], colour: str, axis: str,
+            text: Any) -> dict[str, Any]:  # fmt: skip
+    found = list(points)
+    return {
+        "x": [value for _, value, _, _ in found], "y": [y for _, _, y, _ in found], "mode": "markers", "xaxis": axis,
+        "hovertext": [f"<b>{escape(case)}</b>, {escape(label)}<br>{escape(name)}: {text('dice', value)}"
+                      for case, value, _, label in found],
+        "hoverinfo": "text",
+        "marker": {"size": 6, "color": translucent(colour, 0.5 if len(found) < 400 else 0.3)},
+    }  # fmt: skip
+
+
+def _bars(means: Iterable[tuple[float, float]], step: float, colour: str, axis: str) -> dict[str, Any]:
+    """Return short upright strokes at the means."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for value, centre in means:
+        x += [value, value, None]
+        y += [centre - 0.4 * step, centre + 0.4 * step, None]
+    return {"x": x, "y": y, "mode": "lines", "xaxis": axis, "line": {"color": colour, "width": 3},
+            "hoverinfo": "skip"}  # fmt: skip
+
+
+def _jitter(i: int) -> float:
+    """Return the i-th of an even scatter over [-0.2, 0.2] (golden ratio), the same on every day."""
+    return ((i * 0.6180339887) % 1.0 - 0.5) * 0.4
+
+
+def axis(title: str, **settings: Any) -> dict[str, Any]:
+    """Return a light axis."""
+    return {"title": {"text": title}, "gridcolor": GRID, "zeroline": False, **settings}
+
+
+def _heading(text: str, x: float) -> dict[str, Any]:
+    return {"text": f"<b>{text}</b>", "xref": "paper", "yref": "paper", "x": x, "y": 1, "yanchor": "bottom",
+            "xanchor": "left", "yshift": 8, "showarrow": False, "font": {"size": 13, "color": INK}}  # fmt: skip
+
+
+def frame(height: int, *, left: int, top: int) -> dict[str, Any]:
+    """Return the layout that all figures share; height and margins in pixels."""
+    return {
+        "height": height, "margin": {"l": left, "r": 12, "t": top, "b": 46}, "showlegend": False,
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
+        "font": {"family": FONT, "size": 12, "color": FAINT}, "dragmode": "zoom",
+        "hoverlabel": {"bgcolor": "white", "bordercolor": "#B9BBC6", "font": {"color": INK, "family": FONT}},
+    }  # fmt: skip

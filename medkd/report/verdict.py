@@ -1,0 +1,126 @@
+"""The first lines of the page: did distillation help, and what was lost against the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medkd.report import numbers
+from medkd.report.scores import Scores
+from medkd.report.summary import Arm, Comparison, RunSummary
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader must know first.
+
+    Args:
+        outcome: ``helped``, ``hurt``, ``not shown`` or ``not measured``.
+        sentence: one plain sentence.
+        evidence: difference, interval, p-value, cases and seeds; empty without a comparison.
+        lost: one or two sentences: the student against its teacher, in accuracy and in cost.
+    """
+
+    outcome: str
+    sentence: str
+    evidence: str
+    lost: str
+
+
+def verdict(run: RunSummary, scores: Scores | None = None) -> Verdict:
+    """Return the verdict of a run: the student's comparison with its control, by Dice where there is one."""
+    scores = scores or Scores(run.rows)
+    student, control = run.arm("student"), run.arm("control")
+    lost = _lost(run, scores)
+    if student is None or control is None:
+        missing = "student" if student is None else "control (the same network trained alone)"
+        return Verdict("not measured", f"Whether distillation helped was not measured: the run has no {missing}.", "",
+                       lost)
+    found = [c for c in run.comparisons if (c.arm_a, c.arm_b) == (student.name, control.name)]
+    if not found:
+        return Verdict("not measured", "Whether distillation helped was not measured: student and control have not "
+                       "been compared.", "", lost)
+    main = next((c for c in found if c.metric == "dice"), found[0])
+    return Verdict(main.verdict, main.sentence, evidence(main), lost)
+
+
+def evidence(comparison: Comparison) -> str:
+    """Return the numbers behind a comparison on one line."""
+    c = comparison
+    parts = [f"{numbers.metric_title(c.metric)} {numbers.difference(c.metric, c.difference)}"]
+    if c.ci_low is not None and c.ci_high is not None:
+        parts.append(f"95 % interval {interval(c.metric, c.ci_low, c.ci_high)}")
+    if c.wilcoxon_p is not None:
+        parts.append(f"Wilcoxon p {'' if c.wilcoxon_p < 0.001 else '= '}{numbers.p_value(c.wilcoxon_p)}")
+    who = [_plural(c.n_cases, "case"), _plural(c.n_seeds, "seed")]
+    if c.n_patients and c.n_patients != c.n_cases:
+        who.insert(0, _plural(c.n_patients, "patient"))
+    parts.append(", ".join(who))
+    return "; ".join(parts)
+
+
+def interval(metric: str, low: float | None, high: float | None) -> str:
+    """Return ``+0.010 to +0.033``; a dash where it was not computed."""
+    if low is None or high is None:
+        return numbers.NOTHING
+    return f"{numbers.difference(metric, low)} to {numbers.difference(metric, high)}"
+
+
+def _lost(run: RunSummary, scores: Scores) -> str:
+    student, teacher = run.arm("student"), run.arm("teacher")
+    if student is None or teacher is None:
+        return ""
+    a, b = scores.mean(student.name, "dice"), scores.mean(teacher.name, "dice")
+    if a is None or b is None:
+        return _cheaper(student, teacher)
+    told = f"{numbers.metric_value('dice', b)} to {numbers.metric_value('dice', a)}"
+    gap = a - b
+    if abs(gap) < 0.0005:
+        first = f"Against {_the(teacher)} the student loses nothing in mean Dice ({told})."
+    elif gap < 0:
+        first = f"Against {_the(teacher)} the student loses {-gap:.3f} in mean Dice ({told})"
+        first += f"{_worst_class(scores, student, teacher)}."
+    else:
+        first = f"The student is {gap:.3f} above {_the(teacher)} in mean Dice ({told})"
+        first += f"{_worst_class(scores, student, teacher)}."
+    return f"{first} {_cheaper(student, teacher)}".strip()
+
+
+def _worst_class(scores: Scores, student: Arm, teacher: Arm) -> str:
+    gaps = {}
+    for label in scores.labels:
+        a, b = scores.mean(student.name, "dice", label), scores.mean(teacher.name, "dice", label)
+        if a is not None and b is not None:
+            gaps[label] = a - b
+    if len(gaps) < 2 or min(gaps.values()) > -0.0005:
+        return ""
+    label = min(gaps, key=lambda name: gaps[name])
+    return f", most in {label} ({numbers.difference('dice', gaps[label])})"
+
+
+def _cheaper(student: Arm, teacher: Arm) -> str:
+    parts = []
+    for name, smaller, larger in (
+        ("parameters", "{}× fewer parameters", "{}× more parameters"),
+        ("latency_s", "takes {}× less time", "takes {}× more time"),
+        ("memory_mb", "needs {}× less memory", "needs {}× more memory"),
+    ):
+        a, b = getattr(student, name), getattr(teacher, name)
+        if not a or not b:
+            continue
+        times = numbers.significant(max(a, b) / min(a, b), 2)
+        if times != "1.0":
+            parts.append((smaller if a < b else larger).format(times))
+    if not parts:
+        return ""
+    if "parameters" in parts[0]:
+        parts[0] = f"has {parts[0]}"
+    told = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"It {told}."
+
+
+def _the(arm: Arm) -> str:
+    return f"the {arm.shown[:1].lower()}{arm.shown[1:]}" if arm.title else arm.name
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
