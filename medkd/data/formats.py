@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from medkd.errors import UserError
@@ -30,12 +31,14 @@ _UNREADABLE = (
     EOFError,
     ValueError,
     TypeError,
-    OverflowError,
+    LookupError,
+    ArithmeticError,
     MemoryError,
     RuntimeError,
     zlib.error,
     ImageFileError,
     HeaderDataError,
+    WrapStructError,
 )
 """What the file readers raise for damaged bytes, from a wrong checksum to a header that asks for terabytes."""
 

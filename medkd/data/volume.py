@@ -148,8 +148,12 @@ def read_label(path: Path, *, like: Volume | None = None) -> NDArray[np.int16]:
             raise UserError(f"label {path} does not fit its image: {difference}")
         # The image decides which way is canonical: near 45 degrees, rounding could turn the label another way.
         geometry = like.geometry if _same(like.geometry, geometry) else geometry
-    if stored.dtype.kind == "f" and not np.array_equal(stored, np.rint(stored)):
-        raise UserError(f"label {path} has values that are not whole numbers; is it an image or a probability map?")
+    if stored.dtype.kind == "f":
+        whole = np.rint(stored)
+        # A scale factor in the header leaves rounding errors; half a label is none.
+        if not (np.isfinite(whole).all() and np.abs(stored - whole).max() < 1e-3):
+            raise UserError(f"label {path} has values that are not whole numbers; is it a probability map?")
+        stored = whole
     low, high = int(stored.min()), int(stored.max())
     if low < np.iinfo(np.int16).min or high > np.iinfo(np.int16).max:
         raise UserError(f"label {path} has values from {low} to {high}; is it an image?")

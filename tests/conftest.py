@@ -1,0 +1,74 @@
+"""Fixtures that tests of several floors share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+# Tests run beside each other on few cores: one thread each is faster than all of them fighting.
+torch.set_num_threads(1)
+
+SHAPE = (24, 28, 20)
+SPACING_MM = (1.5, 1.5, 2.0)
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """Return the folder of a real dataset below $MEDKD_DATA, or skip the test naming the dataset."""
+
+    def find(name: str) -> Path:
+        base = os.environ.get("MEDKD_DATA")
+        if not base:
+            pytest.skip(f"needs {name}: MEDKD_DATA is unset")
+        if not (Path(base) / name).is_dir():
+            pytest.skip(f"needs {name}, which is not in {base}")
+        return Path(base) / name
+
+    return find
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path: Path) -> Path:
+    """Write an MSD dataset of CT-like boxes: 6 labelled cases and 2 unlabelled, with a liver and a spleen each."""
+    root = tmp_path / "Task99_Tiny"
+    labelled = [f"tiny_{index:02d}" for index in range(6)]
+    unlabelled = [f"tiny_{index:02d}" for index in range(6, 8)]
+    for folder in ("imagesTr", "labelsTr", "imagesUn"):
+        (root / folder).mkdir(parents=True)
+    for seed, case in enumerate(labelled + unlabelled):
+        image, label = _phantom(seed)
+        affine = np.diag([*SPACING_MM, 1.0])
+        folder = "imagesTr" if case in labelled else "imagesUn"
+        nib.save(nib.Nifti1Image(image, affine), root / folder / f"{case}.nii.gz")
+        if case in labelled:
+            nib.save(nib.Nifti1Image(label, affine), root / "labelsTr" / f"{case}.nii.gz")
+    description = {
+        "name": "Tiny",
+        "licence": "CC0",
+        "reference": "made by a test",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver", "2": "spleen"},
+        "training": [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in labelled],
+        "unlabelled": [f"./imagesUn/{case}.nii.gz" for case in unlabelled],
+    }
+    (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    return root
+
+
+def _phantom(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(size) for size in SHAPE], indexing="ij"))
+    label = np.zeros(SHAPE, dtype=np.uint8)
+    for value, centre, radii in ((1, (8, 13, 10), (5, 7, 6)), (2, (18, 15, 10), (3, 4, 4))):
+        shift = rng.integers(-1, 2, 3)
+        away = [(grid[i] - centre[i] - shift[i]) / radii[i] for i in range(3)]
+        label[sum(x**2 for x in away) <= 1] = value
+    image = np.array([-100.0, 110.0, 60.0])[label] + rng.normal(0, 15, SHAPE)
+    return image.astype(np.int16), label
