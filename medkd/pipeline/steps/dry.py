@@ -1,0 +1,152 @@
+"""What can be known in seconds before a run: do networks, methods and patches fit, how long is a step, how big are targets."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medkd.data.dataset import Dataset, load_dataset
+from medkd.data.fingerprint import fingerprint
+from medkd.data.plan import Plan, make_plan
+from medkd.data.splits import Split, make_folds
+from medkd.errors import UserError
+from medkd.methods import catalogue
+from medkd.methods.base import Sum, Weight
+from medkd.networks.taps import Tapped
+from medkd.networks.weights import load_network
+from medkd.networks.zoo import build
+from medkd.pipeline.config import RunConfig, Stage
+from medkd.training.fit import Trainer
+from medkd.training.settings import Settings
+from medkd.types import IGNORE, Batch
+
+SAMPLE = 12
+"""Cases that are read for a provisional plan; a run reads all of them."""
+
+
+def dry_run(config: RunConfig) -> list[str]:
+    """Return one sentence for each thing found out: plan, split, and per stage the taps and the time of a step.
+
+    Raises:
+        UserError: the first stage that cannot be trained, and why.
+    """
+    root = None if config.data.root is None else Path(config.data.root)
+    dataset = load_dataset(config.data.source, root)
+    split = make_folds(
+        dataset, folds=config.data.folds, seed=config.data.seed, validation=config.data.validation
+    )[config.data.run_folds[0]]
+    plan = provisional_plan(config, dataset)
+    told = [
+        f"plan: spacing {plan.spacing_mm} mm, patch {plan.patch}, batch {plan.batch} (from {SAMPLE} cases at most)",
+        f"fold {config.data.run_folds[0]}: {len(split.train)} training, {len(split.validation)} validation, "
+        f"{len(split.test)} test and {len(split.unlabelled)} unlabelled cases",
+    ]
+    for name, stage in config.stages.items():
+        told += [f"{name}: {line}" for line in _stage(config, name, stage, dataset, split, plan)]
+    return told
+
+
+def provisional_plan(config: RunConfig, dataset: Dataset) -> Plan:
+    """Return the plan that a few of the cases suggest."""
+    labelled = dataset.labelled[:: max(1, len(dataset.labelled) // SAMPLE)][:SAMPLE]
+    few = replace(dataset, cases=labelled)
+    return make_plan(fingerprint(few), few, config.plan or None)
+
+
+def _stage(
+    config: RunConfig, name: str, stage: Stage, dataset: Dataset, split: Split, plan: Plan
+) -> Iterator[str]:
+    train = config.train_of(name)
+    if stage.labelled is not None and stage.labelled > len(split.train):
+        raise UserError(f"stages.{name}.labelled is {stage.labelled} but the fold has {len(split.train)} training cases")
+    size: dict[str, Any] = {
+        "in_channels": len(dataset.channels),
+        "classes": len(dataset.labels),
+        "patch": plan.patch,
+        "strides": plan.strides[1:],
+        "kernels": plan.kernels,
+    }
+    batch = plan.batch if train.batch == "auto" else train.batch
+    for spec in stage.model:
+        student = build(spec.spec, **size)
+        method = catalogue.combine((m.label, m.name, m.arguments, Weight(*m.span)) for m in stage.methods)
+        check_method(method, batch)
+        cached = all(catalogue.cacheable(m.name, m.arguments) for m in stage.methods)
+        teachers = [] if cached else list(_teachers(config, stage, size))
+        seconds = dry_step(student, method, teachers, dataset, plan, batch, train.accumulate, bool(stage.teacher) and cached)
+        taps = Tapped(student, torch.zeros(1, len(dataset.channels), *plan.patch)).names
+        parameters = sum(p.numel() for p in student.parameters())
+        yield (
+            f"{spec.name}, {parameters:,} parameters, taps {', '.join(taps)}; a step of {batch} patches takes "
+            f"{seconds:.2f} s here, {train.steps} steps about {seconds * train.steps / 60:.1f} min"
+        )
+    if stage.teacher and cached:
+        cases = (*split.train, *split.unlabelled)
+        voxels = float(torch.tensor(plan.patch).prod())
+        yield (
+            f"targets of {len(cases)} cases are stored once and shared by all seeds, about "
+            f"{2 * len(dataset.labels) * voxels * len(cases) / 1e6:.0f} MB or less a patch-sized case set"
+        )
+    elif stage.teacher:
+        yield "its methods read the teacher's features, so the teacher runs live in every step"
+
+
+def check_method(method: Sum, batch: int) -> None:
+    """Refuse a method on batches too small for it to mean anything."""
+    for name, one in method.methods.items():
+        least = int(getattr(one, "min_batch", 1))
+        if batch < least:
+            raise UserError(f"method {name} compares samples of a batch and needs {least} of them; set train.batch")
+
+
+def _teachers(config: RunConfig, stage: Stage, size: dict[str, Any]) -> Iterator[torch.nn.Module]:
+    for name in stage.teacher:
+        if name in config.stages:
+            for spec in config.stages[name].model:
+                yield build(spec.spec, **size)
+        else:
+            yield load_network(Path(name))[0]
+
+
+def dry_step(
+    student: torch.nn.Module,
+    method: Sum,
+    teachers: list[torch.nn.Module],
+    dataset: Dataset,
+    plan: Plan,
+    batch: int,
+    accumulate: int,
+    targets: bool,
+) -> float:
+    """Play two steps on noise and return the seconds of the second."""
+    shape, classes = (batch, len(dataset.channels), *plan.patch), len(dataset.labels)
+    label = torch.randint(0, classes, (batch, *plan.patch))
+    label[0, :1] = IGNORE
+    noise = Batch(
+        image=torch.randn(shape),
+        label=label,
+        case=tuple(f"noise{i}" for i in range(batch)),
+        spacing_mm=plan.spacing_mm,
+        target=torch.softmax(torch.randn(batch, classes, *plan.patch), 1) if targets else None,
+        trust=torch.ones(batch, 1, *plan.patch),
+    )
+    clock: list[float] = []
+
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        for _ in range(start, stop):
+            clock.append(time.perf_counter())
+            yield noise
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(steps=2, validate_every=2, accumulate=accumulate, device="cpu", lr=1e-6)
+        trainer = Trainer(
+            {"student": student}, method, teachers=teachers, settings=settings, image_shape=shape[1:], folder=Path(folder)
+        )
+        trainer.fit(batches, lambda _: {"dice": 0.0})
+    return time.perf_counter() - clock[-accumulate]

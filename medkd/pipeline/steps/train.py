@@ -1,0 +1,290 @@
+"""Train one network: a teacher, a student, or a student's control arm."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medkd.data.patches import HardTargets, LabelTargets, Patches, Sampling, Targets, stream
+from medkd.data.splits import check_leakage, labelled_subset
+from medkd.data.strides import thick_axis
+from medkd.data.transforms import Augment
+from medkd.errors import UserError
+from medkd.inference.window import sliding_window
+from medkd.methods import catalogue
+from medkd.methods.base import Weight
+from medkd.networks.weights import ModelCard, load_network, read_card, save_network
+from medkd.networks.zoo import build, complete
+from medkd.pipeline.context import Context
+from medkd.pipeline.graph import Node, TrainJob, train_job
+from medkd.pipeline.steps.ground import Ground
+from medkd.teachers.cache import TargetStore
+from medkd.training.fit import Fit, Trainer
+from medkd.training.settings import Settings
+from medkd.types import Batch
+
+
+def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
+    """Write the model folder (best by validation Dice), ``last/``, ``log.jsonl`` and ``result.json``."""
+    ground, job = Ground.of(inputs, context), train_job(context.config, node)
+    split = ground.split(node.fold)
+    labelled, unlabelled = split.train, split.unlabelled
+    if job.labelled is not None:
+        labelled, rest = labelled_subset(split, ground.dataset, job.labelled, job.labelled_draw_seed)
+        unlabelled = (*rest, *unlabelled)
+    unlabelled = unlabelled if job.unlabelled else ()
+    teachers = teacher_folders(job, inputs)
+    cards = [read_card(folder) for folder in teachers]
+    for folder, card in zip(teachers, cards, strict=True):
+        check_leakage(card.trained_on, split, ground.dataset, str(folder))
+        check_teacher(folder, card, ground)
+    seed_everything(job.train.seed)
+    spec, learners = networks(job, inputs, ground)
+    method = catalogue.combine((m.label, m.name, m.arguments, Weight(*m.span)) for m in job.methods)
+    live = [] if job.cached or job.labels_as_teacher else [load_network(folder)[0] for folder in teachers]
+    batch = ground.plan.batch if job.train.batch == "auto" else job.train.batch
+    settings = settings_of(job, context)
+    trainer = Trainer(
+        learners,
+        method,
+        teachers=live,
+        settings=settings,
+        image_shape=(len(ground.dataset.channels), *ground.plan.patch),
+        folder=out,
+    )
+    patches = Patches(
+        ground.store,
+        sampling(job, ground, labelled, unlabelled, batch),
+        augment(job, ground),
+        targets(job, inputs, ground, teachers),
+    )
+
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        return stream(patches, start, stop, workers=job.train.workers, pin=trainer.fabric.device.type == "cuda")
+
+    fit = trainer.fit(
+        batches,
+        Validation(ground, split.validation, job.train.validation_cases),
+        lambda event: context.progress({"node": node.name, **event, **_dice(event)}),
+    )
+    card = ModelCard(
+        network=spec,
+        in_channels=len(ground.dataset.channels),
+        classes=ground.classes,
+        labels=dict(ground.dataset.labels),
+        plan=ground.plan.to_json(),
+        channels=ground.dataset.channels,
+        trained_on=tuple(sorted({*labelled, *unlabelled, *(c for card in cards for c in card.trained_on)})),
+        patients=tuple(sorted({*ground.patients((*labelled, *unlabelled)), *(p for c in cards for p in c.patients)})),
+        provenance=provenance(node, ground, labelled, unlabelled, teachers, cards),
+    )
+    keep(trainer, fit, card, out)
+
+
+def _dice(event: Mapping[str, Any]) -> dict[str, float]:
+    return {"dice": event["scores"]["dice"]} if "scores" in event else {}
+
+
+def keep(trainer: Trainer, fit: Fit, card: ModelCard, out: Path) -> None:
+    """Write best and last weights and the result; the optimiser's state has done its work."""
+    network = trainer.kept
+    save_network(out / "last", network, card)
+    network.load_state_dict(fit.state)
+    save_network(out, network, card)
+    result = {"dice": fit.best, "step": fit.best_step, "last": fit.last, "seconds": fit.seconds, "steps": trainer.step}
+    (out / "result.json").write_text(json.dumps(result, indent=1))
+    (out / "last.ckpt").unlink(missing_ok=True)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that networks and transforms draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # libraries below us still draw from the global generator
+    torch.manual_seed(seed)
+
+
+def teacher_folders(job: TrainJob, inputs: Mapping[str, Path]) -> list[Path]:
+    """Return the model folders of the teachers, from this run and from outside."""
+    if not job.teacher:
+        return []
+    if job.cached:
+        node = next(folder for name, folder in inputs.items() if name.startswith("targets."))
+        return [Path(folder) for folder in json.loads((node / "teachers.json").read_text())]
+    return live_teachers(job.teacher, inputs)
+
+
+def live_teachers(teacher: tuple[str, ...], inputs: Mapping[str, Path]) -> list[Path]:
+    """Return the folder of every network behind a list of teachers, in its order."""
+    found: list[Path] = []
+    for name in teacher:
+        inside = [folder for node, folder in inputs.items() if node.startswith(f"train.{name}.m")]
+        found += inside or [Path(name)]
+    return found
+
+
+def check_teacher(folder: Path, card: ModelCard, ground: Ground) -> None:
+    """Refuse a teacher that speaks of other classes, or was made for other volumes."""
+    if card.labels != ground.dataset.labels:
+        raise UserError(f"teacher {folder} knows {card.labels} and the dataset {ground.dataset.labels}; they must agree")
+    if card.in_channels != len(ground.dataset.channels):
+        raise UserError(f"teacher {folder} takes {card.in_channels} channels, the data have {len(ground.dataset.channels)}")
+    theirs, ours = card.plan, ground.plan.to_json()
+    for key in ("spacing_mm", "intensity"):
+        if theirs[key] != ours[key]:
+            raise UserError(
+                f"teacher {folder} was made for {key} {theirs[key]} and this run prepares {ours[key]}; "
+                f"set `plan: {{{key}: ...}}` to the teacher's"
+            )
+
+
+def networks(job: TrainJob, inputs: Mapping[str, Path], ground: Ground) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+    """Return the complete spec and the learners: the student, with its starting weights, and its peers."""
+    plan = ground.plan
+    size: dict[str, Any] = {"in_channels": len(ground.dataset.channels), "classes": ground.classes, "patch": plan.patch}
+    wanted = dict(job.model.spec)
+    if not job.train.deep_supervision and wanted["name"] == "DynUNet":
+        wanted.setdefault("deep_supervision", False)
+    spec = complete(wanted, **size, strides=plan.strides[1:], kernels=plan.kernels)
+    learners = {name: build(spec, **size) for name in ("student", *(f"peer{i + 1}" for i in range(job.peers)))}
+    if job.init is not None:
+        start, _ = load_network(live_teachers((job.init,), inputs)[0])
+        try:
+            learners["student"].load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"the weights of stage {job.init} do not fit this model; use the same `model`") from error
+    return spec, learners
+
+
+def settings_of(job: TrainJob, context: Context) -> Settings:
+    """Return the trainer's settings."""
+    train = job.train
+    every = max(25, train.steps // 10) if train.validate_every == "auto" else train.validate_every
+    return Settings(
+        steps=train.steps,
+        lr=train.lr,
+        optimiser=train.optimiser,
+        weight_decay=train.weight_decay,
+        schedule=train.schedule,
+        warmup=train.warmup,
+        clip_norm=train.clip_norm,
+        precision=train.precision,
+        ema=train.ema,
+        validate_every=min(every, train.steps),
+        accumulate=train.accumulate,
+        seed=train.seed,
+        log_every=max(1, min(20, train.steps // 20)),
+        tensorboard=train.tensorboard,
+        device=context.device,
+    )
+
+
+def sampling(
+    job: TrainJob, ground: Ground, labelled: tuple[str, ...], unlabelled: tuple[str, ...], batch: int
+) -> Sampling:
+    """Return what is drawn."""
+    return Sampling(
+        labelled=labelled,
+        unlabelled=unlabelled,
+        patch=ground.plan.patch,
+        batch=batch,
+        spacing_mm=ground.plan.spacing_mm,
+        foreground=job.train.foreground,
+        pseudo=job.hard_teacher,
+        seed=job.train.seed,
+    )
+
+
+def augment(job: TrainJob, ground: Ground) -> Augment:
+    """Return the augmentation that suits the plan."""
+    plan = ground.plan
+    return Augment(
+        job.train.augment,
+        plan.patch,
+        mirror_axes=plan.mirror_axes,
+        mirror_swap=plan.mirror_swap,
+        flat_axis=thick_axis(plan.spacing_mm),
+    )
+
+
+def targets(
+    job: TrainJob, inputs: Mapping[str, Path], ground: Ground, teachers: list[Path]
+) -> Targets | None:
+    """Return the stored answers of the teachers, or what stands in their place in a control arm."""
+    if job.labels_as_teacher:
+        return LabelTargets(ground.store, ground.classes)
+    if not job.cached:
+        return None
+    store = TargetStore(next(folder for name, folder in inputs.items() if name.startswith("targets.")) / "targets")
+    return HardTargets(store) if job.hard_teacher else store
+
+
+def provenance(
+    node: Node,
+    ground: Ground,
+    labelled: tuple[str, ...],
+    unlabelled: tuple[str, ...],
+    teachers: list[Path],
+    cards: list[ModelCard],
+) -> dict[str, Any]:
+    """Return where the weights come from: data, licences, teachers, versions."""
+    licences = {ground.dataset.name: ground.dataset.licence or "not stated"}
+    for card in cards:
+        licences |= card.provenance.get("licences", {})
+    return {
+        "node": node.name,
+        "dataset": ground.dataset.name,
+        "data_hash": ground.facts["data_hash"],
+        "labelled": list(labelled),
+        "unlabelled": list(unlabelled),
+        "teachers": [folder.name for folder in teachers],
+        "licences": licences,
+        "leakage": "none",
+        "versions": {name: version(name) for name in ("torch", "monai")},
+    }
+
+
+class Validation:
+    """Mean Dice over the classes of the validation cases, whole volumes, on the prepared grid.
+
+    Args:
+        ground: the data.
+        cases: validation cases.
+        most: use only so many, spread evenly; all when None.
+    """
+
+    def __init__(self, ground: Ground, cases: tuple[str, ...], most: int | None) -> None:
+        step = 1 if most is None else max(1, len(cases) // most)
+        self.ground, self.cases = ground, cases[::step][:most]
+
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """Return ``dice`` and one ``dice/<class>`` each; a class that a case lacks in label and answer counts not."""
+        names = {value: name for name, value in self.ground.dataset.labels.items() if value > 0}
+        found: dict[int, list[float]] = {value: [] for value in names}
+        device = next(network.parameters()).device
+        for case in self.cases:
+            image = torch.from_numpy(np.asarray(self.ground.store.image(case)[...])).to(device)
+            answer = sliding_window(
+                network,
+                image,
+                classes=self.ground.classes,
+                patch=self.ground.plan.patch,
+                overlap=0.25,
+                mode="logits",
+                divisible=self.ground.plan.divisor,
+            ).argmax(0).numpy()
+            label = np.asarray(self.ground.store.label(case)[0])
+            for value in names:
+                a, b = answer == value, label == value
+                both = int(a.sum()) + int(b.sum())
+                if both:
+                    found[value].append(2.0 * int((a & b).sum()) / both)
+        per_class = {f"dice/{names[value]}": float(np.mean(scores)) for value, scores in found.items() if scores}
+        return {"dice": float(np.mean(list(per_class.values()))) if per_class else 0.0, **per_class}
