@@ -91,7 +91,6 @@ def test_every_target_of_make_that_the_texts_name_exists() -> None:
 
 def test_every_command_that_the_texts_show_is_understood() -> None:
     """Parse each `medkd ...` without doing it; words in capitals stand for files."""
-    import click
     from typer.main import get_command
 
     from medkd.cli import app
@@ -101,14 +100,10 @@ def test_every_command_that_the_texts_show_is_understood() -> None:
     wrong = []
     for call in shown:
         for words in alternatives(call[1:]):
-            command: click.Command = get_command(app)
-            rest = words
-            while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-                inner = command.get_command(click.Context(command), rest[0])
-                if inner is None:
-                    break
-                command, rest = inner, rest[1:]
-            if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+            command, rest = get_command(app), words
+            while rest and rest[0] in (verbs := getattr(command, "commands", {})):
+                command, rest = verbs[rest[0]], rest[1:]
+            if hasattr(command, "commands") and rest and not rest[0].startswith("-"):
                 wrong.append(f"{' '.join(call)}: no verb {rest[0]!r}")
                 continue
             options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
