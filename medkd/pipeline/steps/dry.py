@@ -1,4 +1,4 @@
-"""What can be known in seconds before a run: do networks, methods and patches fit, how long is a step, how big are targets."""
+"""What can be known in seconds before a run: whether everything fits, how long a step is, how big targets are."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ def dry_run(config: RunConfig) -> list[str]:
     """
     root = None if config.data.root is None else Path(config.data.root)
     dataset = load_dataset(config.data.source, root)
-    split = make_folds(
-        dataset, folds=config.data.folds, seed=config.data.seed, validation=config.data.validation
-    )[config.data.run_folds[0]]
+    split = make_folds(dataset, folds=config.data.folds, seed=config.data.seed, validation=config.data.validation)[
+        config.data.run_folds[0]
+    ]
     plan = provisional_plan(config, dataset)
     told = [
         f"plan: spacing {plan.spacing_mm} mm, patch {plan.patch}, batch {plan.batch} (from {SAMPLE} cases at most)",
-        f"fold {config.data.run_folds[0]}: {len(split.train)} training, {len(split.validation)} validation, "
-        f"{len(split.test)} test and {len(split.unlabelled)} unlabelled cases",
+        (
+            f"fold {config.data.run_folds[0]}: {len(split.train)} training, {len(split.validation)} validation, "
+            f"{len(split.test)} test and {len(split.unlabelled)} unlabelled cases"
+        ),
     ]
     for name, stage in config.stages.items():
         told += [f"{name}: {line}" for line in _stage(config, name, stage, dataset, split, plan)]
@@ -59,12 +61,12 @@ def provisional_plan(config: RunConfig, dataset: Dataset) -> Plan:
     return make_plan(fingerprint(few), few, config.plan or None)
 
 
-def _stage(
-    config: RunConfig, name: str, stage: Stage, dataset: Dataset, split: Split, plan: Plan
-) -> Iterator[str]:
+def _stage(config: RunConfig, name: str, stage: Stage, dataset: Dataset, split: Split, plan: Plan) -> Iterator[str]:
     train = config.train_of(name)
     if stage.labelled is not None and stage.labelled > len(split.train):
-        raise UserError(f"stages.{name}.labelled is {stage.labelled} but the fold has {len(split.train)} training cases")
+        raise UserError(
+            f"stages.{name}.labelled is {stage.labelled} but the fold has {len(split.train)} training cases; lower it"
+        )
     size: dict[str, Any] = {
         "in_channels": len(dataset.channels),
         "classes": len(dataset.labels),
@@ -79,7 +81,8 @@ def _stage(
         check_method(method, batch)
         cached = all(catalogue.cacheable(m.name, m.arguments) for m in stage.methods)
         teachers = [] if cached else list(_teachers(config, stage, size))
-        seconds = dry_step(student, method, teachers, dataset, plan, batch, train.accumulate, bool(stage.teacher) and cached)
+        stored = bool(stage.teacher) and cached
+        seconds = dry_step(student, method, teachers, dataset, plan, batch, train.accumulate, stored)
         taps = Tapped(student, torch.zeros(1, len(dataset.channels), *plan.patch)).names
         parameters = sum(p.numel() for p in student.parameters())
         yield (
@@ -146,7 +149,12 @@ def dry_step(
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(steps=2, validate_every=2, accumulate=accumulate, device="cpu", lr=1e-6)
         trainer = Trainer(
-            {"student": student}, method, teachers=teachers, settings=settings, image_shape=shape[1:], folder=Path(folder)
+            {"student": student},
+            method,
+            teachers=teachers,
+            settings=settings,
+            image_shape=shape[1:],
+            folder=Path(folder),
         )
         trainer.fit(batches, lambda _: {"dice": 0.0})
     return time.perf_counter() - clock[-accumulate]

@@ -15,7 +15,7 @@ from medkd.pipeline.steps.train import live_teachers
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
-    """Write ``cases.csv`` and ``predictions/<case>.nii.gz``; a stage of several models is measured as their ensemble."""
+    """Write ``cases.csv`` and ``predictions/<case>.nii.gz``; several models are measured as their ensemble."""
     ground = Ground.of(inputs, context)
     model = SegmentationModel.from_folder(live_teachers((node.stage,), inputs), device=context.device)
     cases = ground.split(node.fold).test

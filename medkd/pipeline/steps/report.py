@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-
 from medkd.data.volume import read_label, read_volume
 from medkd.evaluation.cases import Row, read_rows, write_rows
 from medkd.evaluation.stats import paired

@@ -133,9 +133,10 @@ def live_teachers(teacher: tuple[str, ...], inputs: Mapping[str, Path]) -> list[
 def check_teacher(folder: Path, card: ModelCard, ground: Ground) -> None:
     """Refuse a teacher that speaks of other classes, or was made for other volumes."""
     if card.labels != ground.dataset.labels:
-        raise UserError(f"teacher {folder} knows {card.labels} and the dataset {ground.dataset.labels}; they must agree")
+        raise UserError(f"teacher {folder} knows {card.labels}, the dataset {ground.dataset.labels}; they must agree")
     if card.in_channels != len(ground.dataset.channels):
-        raise UserError(f"teacher {folder} takes {card.in_channels} channels, the data have {len(ground.dataset.channels)}")
+        have = len(ground.dataset.channels)
+        raise UserError(f"teacher {folder} takes {card.in_channels} channels and the data have {have}")
     theirs, ours = card.plan, ground.plan.to_json()
     for key in ("spacing_mm", "intensity"):
         if theirs[key] != ours[key]:
@@ -214,9 +215,7 @@ def augment(job: TrainJob, ground: Ground) -> Augment:
     )
 
 
-def targets(
-    job: TrainJob, inputs: Mapping[str, Path], ground: Ground, teachers: list[Path]
-) -> Targets | None:
+def targets(job: TrainJob, inputs: Mapping[str, Path], ground: Ground, teachers: list[Path]) -> Targets | None:
     """Return the stored answers of the teachers, or what stands in their place in a control arm."""
     if job.labels_as_teacher:
         return LabelTargets(ground.store, ground.classes)
@@ -271,15 +270,19 @@ class Validation:
         device = next(network.parameters()).device
         for case in self.cases:
             image = torch.from_numpy(np.asarray(self.ground.store.image(case)[...])).to(device)
-            answer = sliding_window(
-                network,
-                image,
-                classes=self.ground.classes,
-                patch=self.ground.plan.patch,
-                overlap=0.25,
-                mode="logits",
-                divisible=self.ground.plan.divisor,
-            ).argmax(0).numpy()
+            answer = (
+                sliding_window(
+                    network,
+                    image,
+                    classes=self.ground.classes,
+                    patch=self.ground.plan.patch,
+                    overlap=0.25,
+                    mode="logits",
+                    divisible=self.ground.plan.divisor,
+                )
+                .argmax(0)
+                .numpy()
+            )
             label = np.asarray(self.ground.store.label(case)[0])
             for value in names:
                 a, b = answer == value, label == value
