@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def fingerprint(dataset: Dataset, progress: Callable[[int, int], None] | None = 
         jobs: processes to share the work.
 
     Problems are collected, not raised: see :meth:`Fingerprint.raise_if_broken`.
+
+    Raises:
+        UserError: a file vanished meanwhile, or a process died.
     """
     facts: dict[str, CaseFacts] = {}
     drawn: dict[str, Samples] = {}
@@ -117,6 +121,8 @@ def _each(dataset: Dataset, jobs: int) -> Iterator[tuple[CaseFacts, Samples]]:
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:  # memory ran out, or a damaged file took its reader down
+            raise UserError(f"a process that read dataset {dataset.name} died; try again with one job") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

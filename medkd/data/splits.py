@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import count as count_from
 
 from medkd.data.dataset import Dataset
 from medkd.errors import UserError
@@ -46,8 +46,9 @@ def make_folds(dataset: Dataset, *, folds: int, seed: int, validation: float = 0
         raise UserError(f"folds must be at least 2, so that something is left to test on, not {folds}")
     if not 0 <= validation < 1:
         raise UserError(f"validation must be a share in [0, 1), not {validation}")
-    patients = sorted({case.patient for case in dataset.labelled})
-    least = max(folds, 3 if validation else 2)
+    patients = {case.patient for case in dataset.labelled}
+    outside = 2 if validation else 1  # one to train on, and one to validate
+    least = next(number for number in count_from(folds) if number - -(-number // folds) >= outside)
     if len(patients) < least:
         raise UserError(
             f"dataset {dataset.name} has {len(patients)} labelled patients, and {folds} folds need at least {least}"
@@ -56,7 +57,7 @@ def make_folds(dataset: Dataset, *, folds: int, seed: int, validation: float = 0
     splits = []
     for fold in range(folds):
         test = set(shuffled[fold::folds])
-        rest = _shuffled([patient for patient in patients if patient not in test], seed, fold)
+        rest = _shuffled(patients - test, seed, fold)
         # At least one patient validates, and at least one is left to train on.
         held = min(max(1, round(validation * len(rest))), len(rest) - 1) if validation else 0
         splits.append(_split(dataset, test, set(rest[:held])))
@@ -82,7 +83,7 @@ def labelled_subset(split: Split, dataset: Dataset, count: int, seed: int) -> tu
     by_patient: dict[str, list[str]] = {}
     for case in split.train:
         by_patient.setdefault(dataset.case(case).patient, []).append(case)
-    order = [case for patient in _shuffled(sorted(by_patient), seed) for case in sorted(by_patient[patient])]
+    order = [case for patient in _shuffled(by_patient, seed) for case in sorted(by_patient[patient])]
     return tuple(sorted(order[:count])), tuple(sorted(order[count:]))
 
 
@@ -116,10 +117,9 @@ def _told(case: str, patient: str) -> str:
     return case if case == patient else f"{case} (patient {patient})"
 
 
-def _shuffled(names: Sequence[str], *seed: int) -> list[str]:
-    """Shuffle sorted names; the draw depends on nothing but the seed and how many there are."""
-    order = np.random.default_rng(seed).permutation(len(names))
-    return [names[index] for index in order]
+def _shuffled(names: Iterable[str], *seed: int) -> list[str]:
+    """Order names by a hash of seed and name: the same on every machine and with every numpy, for good."""
+    return sorted(names, key=lambda name: hashlib.blake2b(repr((seed, name)).encode()).digest())
 
 
 def _split(dataset: Dataset, test: set[str], validation: set[str]) -> Split:
