@@ -12,15 +12,21 @@ from torch import Tensor
 from medkd.types import IGNORE
 
 
+def full(x: Tensor) -> Tensor:
+    """Return ``x`` in float32, or as it is in float64: no loss is computed in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the mean of ``values`` under non-negative ``weight`` of the same shape; zero where nothing weighs."""
-    values = values.float()
+    values = full(values)
     if weight is None:
         return values.mean()
-    weight = weight.float()
+    weight = weight.to(values.dtype)
     total = weight.sum()
     # where(weight, values, 0): a voxel without weight must not matter even when its value is not finite
-    return torch.where(weight > 0, values, 0.0).mul(weight).sum() / total.clamp_min(torch.finfo(torch.float32).tiny)
+    kept = torch.where(weight > 0, values, torch.zeros_like(values))
+    return (kept * weight).sum() / total.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def kl_map(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -28,8 +34,8 @@ def kl_map(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor
 
     Shapes: logits ``(B, K, *S)`` -> ``(B, *S)`` float32. The teacher gets no gradient.
     """
-    log_s = F.log_softmax(student.float() / temperature, dim=1)
-    log_t = F.log_softmax(teacher.detach().float() / temperature, dim=1)
+    log_s = F.log_softmax(full(student) / temperature, dim=1)
+    log_t = F.log_softmax(full(teacher.detach()) / temperature, dim=1)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
 
 
@@ -38,7 +44,7 @@ def binary_kl_map(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
     Shapes: logits ``(B, K, *S)`` -> ``(B, *S)`` float32. The teacher gets no gradient.
     """
-    s, t = student.float() / temperature, teacher.detach().float() / temperature
+    s, t = full(student) / temperature, full(teacher.detach()) / temperature
     p = torch.sigmoid(t)
     kl = p * (F.logsigmoid(t) - F.logsigmoid(s)) + (1 - p) * (F.logsigmoid(-t) - F.logsigmoid(-s))
     return temperature**2 * kl.mean(1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medkd.errors import UserError
-from medkd.methods.ops import resize_to
+from medkd.methods.ops import full, resize_to
 from medkd.types import Tap
 
 NODES = 4096
@@ -184,7 +184,7 @@ def pool_nodes(x: Tensor, most: int = NODES) -> Tensor:
 def grid_embeddings(x: Tensor, cells: int) -> Tensor:
     """Return the means of ``(B, C, *S)`` over a grid of ``cells`` along each axis: ``(B, cells^d, C)``."""
     size = [min(cells, s) for s in x.shape[2:]]
-    return resize_to(x.float(), size).flatten(2).transpose(1, 2)
+    return resize_to(full(x), size).flatten(2).transpose(1, 2)
 
 
 def class_embeddings(x: Tensor, masks: Tensor, least: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -197,9 +197,9 @@ def class_embeddings(x: Tensor, masks: Tensor, least: float = 1.0) -> tuple[Tens
 
     Shapes: ``(B, K, C)`` float32, and ``(B, K)`` bool.
     """
-    m = resize_to(masks.float(), x.shape[2:]).flatten(2)
+    m = resize_to(full(masks), x.shape[2:]).flatten(2)
     mass = m.sum(-1)
-    means = torch.einsum("bcn,bkn->bkc", x.float().flatten(2), m) / mass.clamp_min(1e-6).unsqueeze(-1)
+    means = torch.einsum("bcn,bkn->bkc", full(x).flatten(2), m) / mass.clamp_min(1e-6).unsqueeze(-1)
     return means, mass >= least
 
 
@@ -224,7 +224,7 @@ def balanced_sample(label: Tensor, count: int, classes: int) -> Tensor:
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
     """Return ``x`` in float32 with length one along ``dim``; zero stays zero."""
-    return F.normalize(x.float(), dim=dim, eps=1e-6)
+    return F.normalize(full(x), dim=dim, eps=1e-6)
 
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.methods.base import Method
-from medkd.methods.ops import label_to, one_hot, resize_to, weighted_mean
+from medkd.methods.ops import full, label_to, one_hot, resize_to, weighted_mean
 from medkd.types import IGNORE, Batch, Round, Terms, Turn, Turns, View
 
 
@@ -59,7 +59,9 @@ class Supervised(Method):
                     logits = resize_to(head, label.shape[2:])
                 else:
                     target = label_to(label, head.shape[2:])
-            d, c = dice_ce_regions(logits, target, self.smooth) if batch.regions else dice_ce(logits, target, self.smooth)
+            d, c = (
+                dice_ce_regions(logits, target, self.smooth) if batch.regions else dice_ce(logits, target, self.smooth)
+            )
             dice, ce = dice + weight / total * d, ce + weight / total * c
         return {"dice": self.dice * dice, "ce": self.ce * ce}
 
@@ -80,7 +82,7 @@ def dice_ce(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> tuple[Tensor
     Shapes: logits ``(B, K, *S)``, label ``(B, *S)`` with ``IGNORE`` skipped; two scalars, zero
     (with a zero gradient) where no voxel is labelled.
     """
-    logits = logits.float()
+    logits = full(logits)
     known = label != IGNORE
     if not bool(known.any()):
         return logits.sum() * 0.0, logits.sum() * 0.0
@@ -93,7 +95,7 @@ def dice_ce(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> tuple[Tensor
 
 def dice_ce_regions(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> tuple[Tensor, Tensor]:
     """Return Dice loss and binary cross-entropy of overlapping regions, both ``(B, K, *S)``, mean over regions."""
-    logits = logits.float()
+    logits = full(logits)
     known = label != IGNORE
     target = label.clamp_min(0).float()
     ce = weighted_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), known)

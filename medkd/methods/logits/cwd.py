@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medkd.errors import UserError
 from medkd.methods.base import Method
-from medkd.methods.ops import weighted_mean
+from medkd.methods.ops import full, weighted_mean
 from medkd.types import Batch, Terms, View
 
 
@@ -65,7 +65,7 @@ def cwd(
     Shapes: ``(B, C, *S)`` twice; ``weight`` ``(B, C)`` or None for the paper's plain mean; ``trust``
     ``(B, 1, *S)``, voxels of zero trust take no part. A scalar.
     """
-    s, t = student.float().flatten(2) / temperature, teacher.detach().float().flatten(2) / temperature
+    s, t = full(student).flatten(2) / temperature, full(teacher.detach()).flatten(2) / temperature
     if trust is not None:
         out = trust.flatten(2) <= 0
         s, t = s.masked_fill(out, -1e4), t.masked_fill(out, -1e4)
