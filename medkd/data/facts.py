@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -113,20 +112,22 @@ class Fingerprint:
             more = f" (and {len(broken) - 1} more; `medkd data inspect` lists them)" if len(broken) > 1 else ""
             raise UserError(f"dataset {self.name}: {broken[0]}{more}")
 
-    def to_json(self) -> str:
-        """Return the fingerprint as JSON text."""
-        return json.dumps(asdict(self), indent=1)
+    def to_json(self) -> dict[str, Any]:
+        """Return the fingerprint as plain values for a JSON file."""
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> Fingerprint:
-        """Return the fingerprint that :meth:`to_json` wrote."""
-        data: dict[str, Any] = json.loads(text)
-        data["cases"] = {case: _case(facts) for case, facts in data["cases"].items()}
-        data["intensity"] = tuple(Intensity(**channel) for channel in data["intensity"])
-        data["dataset_problems"] = tuple(Problem(**problem) for problem in data["dataset_problems"])
-        for key in ("channels", "median_shape", "median_spacing_mm"):
-            data[key] = tuple(data[key])
-        return cls(**data)
+    def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
+        """Return the fingerprint that :meth:`to_json` told."""
+        return cls(
+            **{
+                **data,
+                "cases": {case: _case(facts) for case, facts in data["cases"].items()},
+                "intensity": tuple(Intensity(**channel) for channel in data["intensity"]),
+                "dataset_problems": tuple(Problem(**problem) for problem in data["dataset_problems"]),
+                **{key: tuple(data[key]) for key in ("channels", "median_shape", "median_spacing_mm")},
+            }
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return what ``medkd data inspect --json`` tells: plain dicts, lists, strings and numbers."""
@@ -162,12 +163,15 @@ class Fingerprint:
         }
 
 
-def _case(data: dict[str, Any]) -> CaseFacts:
-    data["intensity"] = tuple(Intensity(**channel) for channel in data["intensity"])
-    data["problems"] = tuple(Problem(**problem) for problem in data["problems"])
-    for key in ("shape", "spacing_mm"):
-        data[key] = tuple(data[key])
-    return CaseFacts(**data)
+def _case(data: Mapping[str, Any]) -> CaseFacts:
+    return CaseFacts(
+        **{
+            **data,
+            "intensity": tuple(Intensity(**channel) for channel in data["intensity"]),
+            "problems": tuple(Problem(**problem) for problem in data["problems"]),
+            **{key: tuple(data[key]) for key in ("shape", "spacing_mm")},
+        }
+    )
 
 
 def _spread(triples: list[Any]) -> dict[str, list[float]] | None:
