@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medkd.data.dataset import Dataset, is_ct
 from medkd.data.plan_values import Floats, IntensityRule, Ints, floats, ints, parse, plain, text
 from medkd.data.sides import left_right
 from medkd.data.strides import THICK, network_shape, round_up, thick_axis, total_stride
@@ -21,7 +22,6 @@ from medkd.errors import UserError, nearest
 __all__ = ["IntensityRule", "Plan", "make_plan"]
 
 if TYPE_CHECKING:
-    from medkd.data.dataset import Dataset
     from medkd.data.fingerprint import Fingerprint
 
 BYTES_PER_VOXEL = 1900
@@ -99,7 +99,8 @@ def make_plan(
     _known_keys(given)
     channels = len(dataset.channels)
     fixed = {key: parse(key, value, channels) for key, value in given.items() if key != "notes"}
-    facts = [case for case in fingerprint.cases.values() if len(case.shape) == 3]
+    readable = [case for case in fingerprint.cases.values() if case.readable]
+    facts = [case for case in readable if case.labelled] or readable
     if not facts:
         raise UserError(
             "no case of the dataset could be read, so nothing can be planned: see the problems of the fingerprint"
@@ -228,13 +229,12 @@ def _batch(patch: Ints, budget: int, dataset_voxels: float, notes: list[str]) ->
 def _intensity(fingerprint: Fingerprint, dataset: Dataset, notes: list[str]) -> tuple[IntensityRule, ...]:
     rules: list[IntensityRule] = []
     for index, name in enumerate(dataset.channels):
-        is_ct = dataset.modality == "ct" and (len(dataset.channels) == 1 or "ct" in name.lower())
-        stats = fingerprint.intensity[index] if is_ct and index < len(fingerprint.intensity) else None
+        stats = fingerprint.intensity[index] if is_ct(name) and index < len(fingerprint.intensity) else None
         if stats is None or not np.isfinite([stats.mean, stats.std, stats.p00_5, stats.p99_5]).all():
             rules.append(IntensityRule("zscore"))
             notes.append(
                 f"Channel {name}: each volume is scaled to mean 0 and deviation 1"
-                + (", since no labelled foreground gives bounds in HU." if is_ct else ".")
+                + (", since no labelled foreground gives bounds in HU." if is_ct(name) else ".")
             )
         else:
             rules.append(IntensityRule("ct", stats.p00_5, stats.p99_5, stats.mean, stats.std))
