@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -21,46 +20,15 @@ from pydantic import (
 from medkd.errors import UserError
 from medkd.pipeline import yamlfile
 from medkd.pipeline.problems import describe
+from medkd.pipeline.shorthand import as_tuple, control_arms, items, named, one_or_many, overrides, perhaps
 from medkd.pipeline.yamlfile import Document
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Auto = Literal["auto"]
 ControlArm = Literal["steps", "same_loss", "pseudo"]
+ExportFormat = Literal["onnx", "bundle"]
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 StageName = Annotated[str, Field(pattern=FOLDER_NAME)]
-
-
-def _many(value: object) -> object:
-    """Let one item stand for a list of one, nothing for an empty list."""
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-def _some(value: object) -> object:
-    return None if value is None else _many(value)
-
-
-def _named(value: object) -> object:
-    return tuple({"name": item} if isinstance(item, str) else item for item in _tuple(_many(value)))
-
-
-def _tuple(value: object) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _arms(value: object) -> object:
-    if value is None or value is False or value == "none":
-        return ()
-    return ("steps",) if value is True else _many(value)
-
-
-def _overrides(value: object) -> object:
-    return {} if value is None or value == "auto" else value
-
-
-Items = BeforeValidator(_tuple)
-OneOrMany = BeforeValidator(_many)
 
 
 class Strict(BaseModel):
@@ -72,7 +40,7 @@ class Strict(BaseModel):
 class Ramp(Strict):
     """A weight that grows linearly from ``ramp[0]`` to ``ramp[1]`` over a share of the training."""
 
-    ramp: Annotated[tuple[float, float], Items]
+    ramp: Annotated[tuple[float, float], as_tuple]
     over: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
@@ -129,7 +97,7 @@ class DataConfig(Strict):
     source: str
     root: str | None = None
     folds: int = Field(default=5, ge=2)
-    run_folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], OneOrMany, Field(min_length=1)] = (0,)
+    run_folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], one_or_many(int), Field(min_length=1)] = (0,)
     seed: int = 0
     validation: float = Field(default=0.15, gt=0, lt=1)
 
@@ -162,15 +130,15 @@ class TrainConfig(Strict):
 class Stage(Strict):
     """One training inside a run: teacher, assistant or student."""
 
-    model: Annotated[tuple[ModelSpec, ...], OneOrMany, Field(min_length=1)]
-    methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_named), Field(min_length=1)]
-    teacher: Annotated[tuple[str, ...], OneOrMany] = ()
+    model: Annotated[tuple[ModelSpec, ...], one_or_many(ModelSpec), Field(min_length=1)]
+    methods: Annotated[tuple[MethodSpec, ...], named(MethodSpec), Field(min_length=1)]
+    teacher: Annotated[tuple[str, ...], one_or_many(str)] = ()
     init: str | None = None
-    control: Annotated[tuple[ControlArm, ...], BeforeValidator(_arms)] = ()
+    control: Annotated[tuple[ControlArm, ...], control_arms(ControlArm)] = ()
     labelled: int | None = Field(default=None, ge=1)
     labelled_draw: Literal["fixed", "per_seed"] = "fixed"
     unlabelled: bool = False
-    seeds: Annotated[tuple[int, ...] | None, BeforeValidator(_some), Field(min_length=1)] = None
+    seeds: Annotated[tuple[int, ...] | None, perhaps(int), Field(min_length=1)] = None
     peers: int = Field(default=0, ge=0)
     train: TrainConfig = TrainConfig()
 
@@ -186,8 +154,8 @@ class Stage(Strict):
 class EvaluateConfig(Strict):
     """What is measured, and which arms are compared; all of them when ``compare`` is left out."""
 
-    metrics: Annotated[tuple[str, ...], Items, Field(min_length=1)] = ("dice", "hd95_mm", "nsd_1mm")
-    compare: Annotated[tuple[str, ...] | None, Items] = None
+    metrics: Annotated[tuple[str, ...], items(str), Field(min_length=1)] = ("dice", "hd95_mm", "nsd_1mm")
+    compare: Annotated[tuple[str, ...] | None, as_tuple] = None
 
 
 class ReportConfig(Strict):
@@ -202,11 +170,11 @@ class RunConfig(Strict):
 
     name: str = Field(pattern=FOLDER_NAME)
     data: DataConfig
-    plan: Annotated[dict[str, Any], BeforeValidator(_overrides)] = Field(default_factory=dict)
+    plan: Annotated[dict[str, Any], overrides(dict[str, Any])] = Field(default_factory=dict)
     train: TrainConfig = TrainConfig()
     stages: Annotated[dict[StageName, Stage], Field(min_length=1)]
     evaluate: EvaluateConfig = EvaluateConfig()
-    export: Annotated[tuple[Literal["onnx", "bundle"], ...], OneOrMany] = ()
+    export: Annotated[tuple[ExportFormat, ...], one_or_many(ExportFormat)] = ()
     report: ReportConfig = ReportConfig()
 
     def train_of(self, stage: str) -> TrainConfig:

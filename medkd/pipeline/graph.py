@@ -17,8 +17,8 @@ KINDS = ("prepare", "train", "targets", "evaluate", "cost", "export", "report")
 FORMAT: Mapping[str, int] = dict.fromkeys(KINDS, 1)
 """Raise a kind's number when its artifacts or their meaning change: old ones are then made again."""
 
-_UNREAD = {"seed", "workers", "threads", "tensorboard"}
-"""Training settings that leave the trained weights as they are (the seed is the node's own)."""
+_UNREAD = {"workers", "threads", "tensorboard"}
+"""Training settings that leave the trained weights as they are."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medkd.errors import UserError
+from medkd.pipeline import yamlfile
+from medkd.pipeline.config import RunConfig, parse
+from medkd.pipeline.datakey import folder_key
+from medkd.pipeline.graph import Graph, Node, build_graph, exported_stage, train_job
+
+GOOD = """\
+name: liver
+data: {source: somewhere, folds: 5}
+train: {steps: 3000}
+stages:
+  student:
+    model: {name: UNet, channels: [8, 16, 32]}
+    teacher: teachers
+    methods: [supervised, kd]
+    train: {steps: 500}
+  teachers:
+    model: [{name: DynUNet}, {name: SegResNet}]
+    methods: [supervised]
+evaluate: {metrics: [dice]}
+export: [onnx]
+"""
+
+
+def read(*overrides: str) -> RunConfig:
+    return parse(yamlfile.parse(GOOD, "run.yaml").override(overrides))
+
+
+def graph_of(*overrides: str, data: str = "data") -> Graph:
+    return build_graph(read(*overrides), data)
+
+
+def names(graph: Graph, *kinds: str) -> list[str]:
+    return [node.name for node in graph.nodes if not kinds or node.kind in kinds]
+
+
+def needs(graph: Graph, name: str) -> list[str]:
+    (node,) = (node for node in graph.nodes if node.name == name)
+    return [one.name for one in graph.dependencies[node]]
+
+
+def changed(*overrides: str, data: str = "data") -> set[str]:
+    """Return the names of the nodes that are done again when the run is changed so."""
+    before, after = graph_of(), graph_of(*overrides, data=data)
+    known = {(node.name, key) for node, key in before.keys.items()}
+    return {node.name for node, key in after.keys.items() if (node.name, key) not in known}
+
+
+TEACHERS = ["train.teachers.m0.f0.s0.main", "train.teachers.m1.f0.s0.main"]
+
+
+def test_the_nodes_of_a_run() -> None:
+    graph = graph_of()
+    assert names(graph) == [
+        "prepare",
+        *TEACHERS,
+        "targets.teachers.f0",
+        "train.student.m0.f0.s0.main",
+        "train.student.m0.f0.s0.control",
+        "evaluate.student.f0.s0.main",
+        "evaluate.student.f0.s0.control",
+        "cost.student",
+        "evaluate.teachers.f0.s0.main",
+        "cost.teachers",
+        "export.student",
+        "report",
+    ]
+    assert needs(graph, "targets.teachers.f0") == ["prepare", *TEACHERS]
+    assert needs(graph, "train.student.m0.f0.s0.main") == ["prepare", "targets.teachers.f0"]
+    assert needs(graph, "train.student.m0.f0.s0.control") == ["prepare"]
+    assert needs(graph, "evaluate.teachers.f0.s0.main") == ["prepare", *TEACHERS]
+    assert needs(graph, "export.student") == ["prepare", "train.student.m0.f0.s0.main"]
+    assert needs(graph, "report") == names(graph)[:-1]
+
+
+def test_every_node_comes_after_what_it_needs() -> None:
+    graph = graph_of("data.run_folds=[0, 3]", "stages.student.seeds=[0, 1, 2]", "stages.student.init=teachers")
+    seen: set[Node] = set()
+    for node in graph.nodes:
+        assert set(graph.dependencies[node]) <= seen
+        seen.add(node)
+    assert len({node.name for node in graph.nodes}) == len(graph.nodes)
+    assert len(set(graph.keys.values())) == len(graph.nodes)
+
+
+def test_folds_never_meet_before_the_report() -> None:
+    graph = graph_of("data.run_folds=[0, 3]")
+    for node in graph.nodes:
+        if node.fold is not None:
+            assert {one.fold for one in graph.dependencies[node]} <= {None, node.fold}
+
+
+def test_students_of_every_seed_share_the_first_teachers() -> None:
+    graph = graph_of("stages.student.seeds=[4, 5]", "stages.teachers.seeds=[0, 1]")
+    assert names(graph, "targets") == ["targets.teachers.f0"]
+    assert needs(graph, "targets.teachers.f0") == ["prepare", *TEACHERS]
+    assert needs(graph, "train.student.m0.f0.s5.main") == ["prepare", "targets.teachers.f0"]
+    assert needs(graph, "export.student") == [
+        "prepare",
+        "train.student.m0.f0.s4.main",
+        "train.student.m0.f0.s5.main",
+    ]
+
+
+def test_a_method_that_reads_more_than_logits_has_its_teachers_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medkd.methods import catalogue
+
+    monkeypatch.setattr(catalogue, "cacheable", lambda name, arguments: name != "kd")
+    graph = graph_of("stages.student.control=[steps, pseudo]")
+    assert needs(graph, "train.student.m0.f0.s0.main") == ["prepare", *TEACHERS]
+    # Hard labels need no more than the teachers' probabilities, whatever the method reads.
+    assert needs(graph, "train.student.m0.f0.s0.pseudo") == ["prepare", "targets.teachers.f0"]
+    with pytest.raises(UserError, match="same_loss feeds labels"):
+        read("stages.student.control=same_loss")
+
+
+def test_each_arm_reads_what_its_name_says() -> None:
+    config = read("stages.student.control=[steps, same_loss, pseudo]")
+    arms = ("main", "control", "same_loss", "pseudo")
+    jobs = {arm: train_job(config, Node("train", "student", 0, 0, 0, arm)) for arm in arms}
+    assert {arm: [m.name for m in job.methods] for arm, job in jobs.items()} == {
+        "main": ["supervised", "kd"],
+        "control": ["supervised"],
+        "same_loss": ["supervised", "kd"],
+        "pseudo": ["supervised"],
+    }
+    assert {arm for arm, job in jobs.items() if job.unlabelled} == {"main", "pseudo"}
+    assert {arm for arm, job in jobs.items() if job.teacher} == {"main", "pseudo"}
+    assert {arm for arm, job in jobs.items() if job.cached} == {"main", "pseudo"}
+    assert {arm for arm, job in jobs.items() if job.labels_as_teacher} == {"same_loss"}
+    assert {arm for arm, job in jobs.items() if job.hard_teacher} == {"pseudo"}
+    assert {job.train.steps for job in jobs.values()} == {500}
+
+
+def test_a_control_of_a_student_without_labels_learns_from_labels() -> None:
+    config = read("stages.student.methods=[kd]")
+    assert [m.name for m in train_job(config, Node("train", "student", 0, 0, 0, "control")).methods] == ["supervised"]
+
+
+def test_the_draw_of_labelled_cases_follows_the_seed_only_when_asked() -> None:
+    node = Node("train", "student", 0, 0, 9, "main")
+    assert train_job(read("stages.student.labelled=4"), node).labelled_draw_seed == 0
+    per_seed = read("stages.student.labelled=4", "stages.student.labelled_draw=per_seed")
+    assert train_job(per_seed, node).labelled_draw_seed == 9
+
+
+def test_a_chain_starts_from_the_weights_of_another_stage() -> None:
+    graph = graph_of("stages.student.init=teachers")
+    assert needs(graph, "train.student.m0.f0.s0.control") == ["prepare", "train.teachers.m0.f0.s0.main"]
+
+
+STUDENT = {
+    *("train.student.m0.f0.s0.main", "train.student.m0.f0.s0.control"),
+    *("evaluate.student.f0.s0.main", "evaluate.student.f0.s0.control", "cost.student", "export.student", "report"),
+}
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("report.title=Liver", {"report"}),
+        ("evaluate.compare=[student]", {"report"}),
+        ("export=[bundle]", {"export.student", "report"}),
+        ("export=[]", {"report"}),
+        ("stages.student.train.steps=501", STUDENT),
+        ("stages.student.methods.1={name: kd, weight: 2}", STUDENT - {n for n in STUDENT if n.endswith("control")}),
+        ("stages.student.control=none", {"report"}),
+        ("stages.student.seeds=[0]", set()),
+        ("stages.student.model.name=BasicUNet", STUDENT),
+        ("train.workers=2", set()),
+        ("train.threads=1", set()),
+        ("train.tensorboard=true", set()),
+        ("data.run_folds=[0]", set()),
+        ("data.source=elsewhere", set()),
+        ("stages.student.methods.0={name: supervised, weight: 1}", set()),
+    ],
+)
+def test_a_change_redoes_what_depends_on_it_and_nothing_else(override: str, again: set[str]) -> None:
+    assert changed(override) == again
+
+
+def test_changes_far_up_redo_all_below() -> None:
+    everything = set(names(graph_of()))
+    assert changed("plan={patch: [64, 64, 64]}") == everything
+    assert changed(data="other data") == everything
+    assert changed("data.seed=1") == everything
+    assert changed("data.folds=4") == everything
+    seeded = changed("train.seed=1")  # seeds are in the names, so every node that has one is another
+    assert {"targets.teachers.f0", "cost.student", "export.student", "report"} < seeded
+    assert changed("stages.teachers.train.steps=2") == everything - {
+        *("prepare", "train.student.m0.f0.s0.control", "evaluate.student.f0.s0.control")
+    }
+    assert changed("evaluate.metrics=[iou]") == {"report", *(n for n in everything if n.startswith("evaluate"))}
+
+
+def test_another_network_in_the_ensemble_leaves_the_others_trained() -> None:
+    assert "train.teachers.m1.f0.s0.main" not in changed("stages.teachers.model.0={name: BasicUNet}")
+
+
+def test_keys_do_not_depend_on_the_order_of_the_file() -> None:
+    head, tail = GOOD.split("  student:\n")
+    student, rest = tail.split("  teachers:\n")
+    teachers, end = rest.split("evaluate:")
+    turned = f"{head}  teachers:\n{teachers}  student:\n{student}evaluate:{end}"
+    config = parse(yamlfile.parse(turned, "turned.yaml"))
+    keys = {node.name: key for node, key in build_graph(config, "data").keys.items()}
+    before = {node.name: key for node, key in graph_of().keys.items()}
+    # The report lists its arms in the order of the file, so it alone may differ.
+    assert {n: k for n, k in keys.items() if n != "report"} == {n: k for n, k in before.items() if n != "report"}
+
+
+def test_a_teacher_from_outside_counts_by_its_content(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.json").write_text("{}")
+    override = f"stages.student.teacher=[teachers, {model}]"
+    before = graph_of(override).keys
+    (targets,) = (node for node in before if node.kind == "targets")
+    assert read(override).teachers_labelled(targets.stage) == ("teachers", str(model))
+    (model / "model.json").write_text("[]")
+    assert graph_of(override).keys[targets] != before[targets]
+    (model / "model.json").write_text("{}")
+    assert graph_of(override).keys == before
+
+
+def test_a_folder_counts_by_names_and_content_not_by_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("1")
+    assert folder_key(tmp_path / "a") == folder_key(tmp_path / "b")
+    (tmp_path / "b" / "x").rename(tmp_path / "b" / "y")
+    assert folder_key(tmp_path / "a") != folder_key(tmp_path / "b")
+    assert folder_key(tmp_path / "a" / "x") == folder_key(tmp_path / "b" / "y")
+    with pytest.raises(UserError, match="cannot be read"):
+        folder_key(tmp_path / "absent")
+
+
+def test_one_stage_brings_only_what_it_needs() -> None:
+    graph = graph_of()
+    assert [node.name for node in graph.of_stage("teachers")] == [
+        *("prepare", *TEACHERS, "evaluate.teachers.f0.s0.main", "cost.teachers")
+    ]
+    assert "targets.teachers.f0" in [node.name for node in graph.of_stage("student")]
+    assert "report" not in [node.name for node in graph.of_stage("student")]
+
+
+def test_the_last_stage_with_a_teacher_is_shipped() -> None:
+    assert exported_stage(read()) == "student"
+    plain = read("stages.student.methods=[supervised]", "stages.student.teacher=null", "evaluate.compare=null")
+    assert exported_stage(plain) == "teachers"
