@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from medkd.data.store import Store, read_patch
-from medkd.data.transforms import Augment, Patch
+from medkd.data.transforms import OUTSIDE, Augment, Patch
 from medkd.errors import UserError
 from medkd.types import IGNORE, Batch
 
@@ -42,7 +42,8 @@ class _OneHot:
     def __getitem__(self, index: Any) -> Array:
         values = np.asarray(self.source[index])
         owner = values.argmax(0) if self.soft else values[0]
-        return (owner[None] == np.arange(self.classes).reshape(-1, *[1] * owner.ndim)).astype(np.float16)
+        hot: Array = owner[None] == np.arange(self.classes).reshape(-1, *[1] * owner.ndim)
+        return hot.astype(np.float16)
 
 
 class LabelTargets:
@@ -89,6 +90,7 @@ class Sampling:
         foreground: share of patches centred on a foreground voxel of an evenly drawn class.
         labelled_share: share of the patches from labelled cases when there are both kinds.
         pseudo: take the target's decision as label in unlabelled cases.
+        live_teacher: a network at the table speaks about unlabelled cases, so they need no stored targets.
         seed: of all draws.
     """
 
@@ -100,6 +102,7 @@ class Sampling:
     foreground: float = 0.5
     labelled_share: float = 0.5
     pseudo: bool = False
+    live_teacher: bool = False
     seed: int = 0
 
 
@@ -113,8 +116,10 @@ class Patches(Dataset[Batch]):
     def __init__(self, store: Store, sampling: Sampling, augment: Augment, targets: Targets | None = None) -> None:
         if not sampling.labelled and not sampling.unlabelled:
             raise UserError("no training case is left; give more labelled or unlabelled cases")
-        if sampling.unlabelled and targets is None:
-            raise UserError("unlabelled cases need a teacher's targets; give the stage a teacher or set `unlabelled: false`")
+        if sampling.unlabelled and targets is None and not sampling.live_teacher:
+            raise UserError(
+                "unlabelled cases need a teacher's targets; give the stage a teacher or set `unlabelled: false`"
+            )
         self.store, self.sampling, self.augment, self.targets = store, sampling, augment, targets
 
     def __len__(self) -> int:
@@ -145,17 +150,18 @@ class Patches(Dataset[Batch]):
         start = self._start(case, from_labelled, image.shape[1:], size, rng)
         target = None if self.targets is None else read_patch(self.targets.read(case), start, size, 0)
         if from_labelled:
-            label = read_patch(self.store.label(case), start, size, IGNORE)[0].astype(np.int64)
-        elif s.pseudo and target is not None:
-            label = np.where(target.sum(0) > 0, target.argmax(0), IGNORE)
+            label = read_patch(self.store.label(case), start, size, OUTSIDE)[0].astype(np.int64)
         else:
-            label = np.full(size, IGNORE, np.int64)
+            nothing = np.broadcast_to(np.int64(IGNORE), (1, *image.shape[1:]))
+            label = read_patch(nothing, start, size, OUTSIDE)[0]
+            if s.pseudo and target is not None:
+                label = np.where(target.sum(0) > 0, target.argmax(0), label)
         return case, self.augment(read_patch(image, start, size, 0.0), label, target, rng, affine=affine)
 
     def _start(
         self, case: str, labelled: bool, shape: Sequence[int], size: Sequence[int], rng: np.random.Generator
     ) -> list[int]:
-        """Draw the first voxel of a patch: around a foreground voxel, or anywhere; centred on small volumes."""
+        """Draw the first voxel to read: around a foreground voxel, or anywhere in the volume."""
         centre = None
         if rng.random() < self.sampling.foreground:
             if labelled:
@@ -166,16 +172,19 @@ class Patches(Dataset[Batch]):
                 of_class = positions[list(positions)[int(rng.integers(len(positions)))]]
                 centre = of_class[int(rng.integers(len(of_class)))]
         start = []
-        for axis, (length, want) in enumerate(zip(shape, size, strict=True)):
-            slack = length - want
-            if slack <= 0:
-                # a volume smaller than the patch sits anywhere inside it
-                start.append(int(rng.integers(slack, 1)))
+        for axis, (length, want, keep) in enumerate(zip(shape, size, self.sampling.patch, strict=True)):
+            if length > want:
+                shown, room, offset = want, length - want, 0
+            else:  # no room for a margin: the part of the patch that is kept shows as much of the volume as fits
+                shown, room, offset = keep, length - keep, (want - keep) // 2
+            if room <= 0:
+                first = int(rng.integers(room, 1))
             elif centre is None:
-                start.append(int(rng.integers(0, slack + 1)))
+                first = int(rng.integers(0, room + 1))
             else:
-                jitter = int(rng.integers(-want // 4, want // 4 + 1))
-                start.append(int(np.clip(int(centre[axis]) - want // 2 + jitter, 0, slack)))
+                jitter = int(rng.integers(-shown // 4, shown // 4 + 1))
+                first = int(np.clip(int(centre[axis]) - shown // 2 + jitter, 0, room))
+            start.append(first - offset)
         return start
 
 
@@ -186,6 +195,12 @@ def _single(items: list[Batch]) -> Batch:
 def stream(patches: Patches, start: int, stop: int, *, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
     """Yield the batches of steps ``start`` to ``stop`` in order, whatever the number of workers."""
     loader: DataLoader[Batch] = DataLoader(
-        patches, batch_size=1, sampler=range(start, stop), num_workers=workers, collate_fn=_single, pin_memory=pin and workers > 0
+        patches,
+        batch_size=1,
+        sampler=range(start, stop),
+        num_workers=workers,
+        collate_fn=_single,
+        pin_memory=pin and workers > 0,
+        generator=torch.Generator(),  # a draw from the global one would make a resumed training differ
     )
     return iter(loader)

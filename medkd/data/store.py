@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,12 @@ class Volumes:
         self._held: OrderedDict[str, Array] = OrderedDict()
         self._open: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # what a worker process is sent: it opens its own files
+        return {**self.__dict__, "_held": OrderedDict(), "_open": {}}
+
     def write(self, case: str, kind: str, array: Array) -> None:
-        """Store ``array`` ``(C, *S)``, chunked so that a patch touches few chunks; the file appears whole or not at all."""
+        """Store ``array`` ``(C, *S)``, chunked so that a patch touches few chunks; the file is whole or absent."""
         path = self.folder / f"{case}.{kind}.b2nd"
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -44,8 +48,10 @@ class Volumes:
         blocks = (1, *(min(s, 32) for s in spatial))
         params = {"codec": blosc2.Codec.ZSTD, "clevel": 3}
         try:
-            blosc2.asarray(np.ascontiguousarray(array), urlpath=str(part), mode="w", chunks=chunks, blocks=blocks, cparams=params)
-            os.replace(part, path)
+            blosc2.asarray(
+                np.ascontiguousarray(array), urlpath=str(part), mode="w", chunks=chunks, blocks=blocks, cparams=params
+            )
+            part.replace(path)
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             raise UserError(f"{path} cannot be written ({error}); free disk space or choose another folder") from error
@@ -66,14 +72,15 @@ class Volumes:
         if not path.is_file():
             raise UserError(f"{path} is missing; prepare the data again (delete the folder {self.folder.parent})")
         try:
-            lazy = blosc2.open(str(path), mode="r")
-            size = float(np.prod(lazy.shape)) * lazy.dtype.itemsize
-            if size > self._budget / 4:
-                self._open[name] = lazy
-                return lazy
-            array = lazy[...]
+            opened = blosc2.open(str(path), mode="r")
+            size = float(np.prod(opened.shape)) * opened.dtype.itemsize
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it and run again") from error
+            raise _damaged(path, error) from error
+        lazy = _Lazy(opened, path)
+        if size > self._budget / 4:
+            self._open[name] = lazy
+            return lazy
+        array = lazy[...]
         self._held[name] = array
         while sum(a.nbytes for a in self._held.values()) > self._budget:
             self._held.popitem(last=False)
@@ -84,8 +91,30 @@ class Volumes:
         return (self.folder / f"{case}.{kind}.b2nd").is_file()
 
 
+class _Lazy:
+    """An array on disk, decoded where it is sliced."""
+
+    def __init__(self, opened: Any, path: Path) -> None:
+        self._opened, self._path = opened, path
+        self.shape, self.dtype = tuple(opened.shape), opened.dtype
+
+    def __getitem__(self, index: Any) -> Array:
+        try:
+            return np.asarray(self._opened[index])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise _damaged(self._path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({error}); delete it and run again")
+
+
 class Store:
-    """The prepared cases of a dataset: ``image`` float32 ``(C, *S)``, ``label`` int16 ``(1, *S)``, foreground positions."""
+    """The prepared cases of a dataset.
+
+    A case has an ``image`` ``(C, *S)`` float32 and, where it is labelled, a ``label`` ``(1, *S)`` int16
+    and the positions of its foreground classes.
+    """
 
     def __init__(self, folder: Path, *, ram_mb: float = 1024.0) -> None:
         self.folder = folder
@@ -101,7 +130,7 @@ class Store:
         if label is not None:
             self.volumes.write(case, "label", label[None].astype(np.int16, copy=False))
             positions = class_positions(label)
-            np.savez(self.volumes.folder / f"{case}.positions.npz", **{str(k): v for k, v in positions.items()})  # type: ignore[arg-type]
+            write_positions(self.volumes.folder / f"{case}.positions.npz", positions)
             entry["voxels"] = {str(k): int((label == k).sum()) for k in positions}
         self.index[case] = entry
 
@@ -109,7 +138,7 @@ class Store:
         """Write the index."""
         part = self.folder / "index.json.part"
         part.write_text(json.dumps(self.index, indent=1))
-        os.replace(part, self.folder / "index.json")
+        part.replace(self.folder / "index.json")
 
     def image(self, case: str) -> Any:
         """Return the image of a case, ``(C, *S)`` float32, sliceable."""
@@ -138,10 +167,31 @@ def class_positions(label: Array) -> dict[int, Array]:
     return found
 
 
+def write_positions(path: Path, positions: Mapping[int, Array]) -> None:
+    """Write positions by class; the file is whole or absent."""
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as stream:
+            np.savez(stream, **{str(k): v for k, v in positions.items()})  # type: ignore[arg-type]
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error}); free disk space or choose another folder") from error
+
+
 def read_positions(path: Path) -> dict[int, Array]:
-    """Read positions by class as written beside a label or a teacher target."""
-    with np.load(path) as stored:
-        return {int(k): stored[k] for k in stored.files}
+    """Read positions by class as written beside a label or a teacher target.
+
+    Raises:
+        UserError: missing or damaged file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; delete the folder {path.parent} and run again")
+    try:
+        with np.load(path) as stored:
+            return {int(k): stored[k] for k in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from error
 
 
 def read_patch(array: Any, start: Sequence[int], size: Sequence[int], fill: float) -> Array:

@@ -13,27 +13,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medkd.errors import UserError
+from medkd.types import IGNORE
 
 Array = NDArray[Any]
 LEVELS = ("default", "light", "none")
+OUTSIDE = IGNORE - 1
+"""Label of a voxel beyond the volume, which only a patch in the making tells from an unlabelled one."""
 
 
 @contextmanager
 def _plain_tensors() -> Iterator[None]:
     """MONAI keeps an affine with every tensor unless told not to; a patch has no use for it and pays for it."""
-    import monai.data
+    from monai.data.meta_obj import get_track_meta, set_track_meta
 
-    before = monai.data.get_track_meta()
-    monai.data.set_track_meta(False)
+    before = get_track_meta()
+    set_track_meta(False)
     try:
         yield
     finally:
-        monai.data.set_track_meta(before)
+        set_track_meta(before)
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch: ``image`` ``(C, *S)`` float32, ``label`` ``(*S)`` int64, ``target`` ``(K, *S)`` float32 or None, ``trust`` ``(1, *S)``."""
+    """One patch.
+
+    ``image`` ``(C, *S)`` float32, ``label`` ``(*S)`` int64, ``target`` ``(K, *S)`` float32 or None, and ``trust``
+    ``(1, *S)`` float32: 1 where the teacher can speak, 0 beyond the volume.
+    """
 
     image: Tensor
     label: Tensor
@@ -61,7 +68,9 @@ class Augment:
         mirror_swap: Sequence[Sequence[int]] = (),
         flat_axis: int | None = None,
     ) -> None:
-        import monai.transforms as mt
+        from monai.transforms.compose import Compose
+        from monai.transforms.intensity import dictionary as intensity
+        from monai.transforms.spatial.dictionary import RandAffined
 
         if level not in LEVELS:
             raise UserError(f"augment {level!r} is not one of {', '.join(LEVELS)}")
@@ -81,16 +90,15 @@ class Augment:
             "padding_mode": "zeros",
             "cache_grid": True,
         }
-        self._affine = mt.RandAffined(keys=("linear", "nearest"), mode=("bilinear", "nearest"), **affine)
-        self._intensity = mt.Compose(
+        self._affine = RandAffined(keys=("linear", "nearest"), mode=("bilinear", "nearest"), **affine)
+        width = (0.4, 1.0)  # voxels; MONAI ignores the third in two dimensions
+        self._intensity = Compose(
             [
-                mt.RandGaussianNoised(keys="image", prob=0.15, std=0.1),
-                mt.RandGaussianSmoothd(
-                    keys="image", prob=0.1, sigma_x=(0.4, 1.0), sigma_y=(0.4, 1.0), **({"sigma_z": (0.4, 1.0)} if dims == 3 else {})
-                ),
-                mt.RandScaleIntensityd(keys="image", prob=0.2, factors=(-0.25, 0.25)),
-                mt.RandShiftIntensityd(keys="image", prob=0.15, offsets=0.2),
-                mt.RandAdjustContrastd(keys="image", prob=0.2, gamma=(0.7, 1.5)),
+                intensity.RandGaussianNoised(keys="image", prob=0.15, std=0.1),
+                intensity.RandGaussianSmoothd(keys="image", prob=0.1, sigma_x=width, sigma_y=width, sigma_z=width),
+                intensity.RandScaleIntensityd(keys="image", prob=0.2, factors=(-0.25, 0.25)),
+                intensity.RandShiftIntensityd(keys="image", prob=0.15, offsets=0.2),
+                intensity.RandAdjustContrastd(keys="image", prob=0.2, gamma=(0.7, 1.5)),
             ]
         )
 
@@ -110,15 +118,15 @@ class Augment:
 
         Args:
             image: ``(C, *S)`` of the patch's size, or of :attr:`margin` when ``affine``.
-            label: ``(*S)``, IGNORE outside the volume.
+            label: ``(*S)``, IGNORE where unlabelled, :data:`OUTSIDE` beyond the volume.
             target: ``(K, *S)`` teacher probabilities, all zero outside the volume, or None.
             rng: source of all randomness.
             affine: rotate and scale.
         """
         channels, dims = image.shape[0], image.ndim - 1
         linear = np.concatenate([image, target.astype(np.float32)]) if target is not None else image
-        # one more than the label, so that the zero padding of a resampled patch means IGNORE
-        nearest = (label[None] + 1).astype(np.float32)
+        # shifted, so that the zero padding of a resampled patch means OUTSIDE
+        nearest = (label[None] - OUTSIDE).astype(np.float32)
         x, y = torch.from_numpy(np.ascontiguousarray(linear)), torch.from_numpy(nearest)
         with _plain_tensors():
             if affine:
@@ -135,9 +143,10 @@ class Augment:
             if self.level != "none":
                 self._intensity.set_random_state(seed=int(rng.integers(2**31)))
                 changed = torch.as_tensor(self._intensity({"image": changed})["image"])
-        out_label = y[0].round().long() - 1
-        if target is None:
-            return Patch(changed.float(), out_label, None, (out_label >= 0).unsqueeze(0).float())
+        exact = y[0].round().long() + OUTSIDE
+        out_label = exact.clamp_min(IGNORE)
+        if target is None:  # a live teacher speaks about every voxel of the volume, labelled or not
+            return Patch(changed.float(), out_label, None, (exact != OUTSIDE).unsqueeze(0).float())
         probabilities = x[channels:]
         mass = probabilities.sum(0, keepdim=True)
         trust = (mass > 0.5).float()
@@ -150,7 +159,7 @@ class Augment:
         order = list(range(x.shape[0] - channels))
         swapped = y.clone()
         for a, b in self.mirror_swap:
-            swapped[y == a + 1], swapped[y == b + 1] = b + 1, a + 1
+            swapped[y == a - OUTSIDE], swapped[y == b - OUTSIDE] = b - OUTSIDE, a - OUTSIDE
             if order:
                 order[a], order[b] = order[b], order[a]
         if order:

@@ -89,7 +89,9 @@ class Weight:
 class Sum(Method):
     """Several methods as one: terms add, turns of the same player merge in order.
 
-    Term names become ``method/term``. Raises :class:`UserError` when two methods claim a player.
+    Where methods wait for different players, those that do not learn the task (critics) go first, so that
+    one method's critic does not split the student's turn in two. Term names become ``method/term``.
+    Raises :class:`UserError` when two methods claim a player.
     """
 
     def __init__(self, methods: Mapping[str, tuple[Method, Weight]]) -> None:
@@ -104,7 +106,7 @@ class Sum(Method):
         return tuple(dict.fromkeys(t for m in self._each().values() for t in m.taps()))
 
     def teacher_taps(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(t for m in self._each().values() for t in m.teacher_taps()))
+        return tuple(dict.fromkeys(t for m in self._each().values() if m.reads_teacher for t in m.teacher_taps()))
 
     def setup(self, student: Anatomy, teacher: Anatomy) -> None:
         for method in self._each().values():
@@ -123,7 +125,8 @@ class Sum(Method):
         generators = {name: method.turns(r) for name, method in self._each().items()}
         due = {name: turn for name, g in generators.items() if (turn := next(g, None)) is not None}
         while due:
-            player = next(iter(due.values())).player
+            waiting = [turn.player for turn in due.values()]
+            player = next((name for name in waiting if name not in r.learners), waiting[0])
             now = [name for name, turn in due.items() if turn.player == player]
             yield Turn(player, {f"{name}/{term}": value for name in now for term, value in due[name].terms.items()})
             for name in now:

@@ -30,7 +30,9 @@ def load(name: str) -> type[Method]:
     elif ":" in name:
         module, _, attribute = name.partition(":")
     else:
-        raise UserError(f"method {name!r} is not in the catalogue{nearest(name, CATALOGUE)}; known: {', '.join(CATALOGUE)}")
+        raise UserError(
+            f"method {name!r} is not in the catalogue{nearest(name, CATALOGUE)}; known: {', '.join(CATALOGUE)}"
+        )
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -59,8 +61,17 @@ def make(name: str, arguments: Mapping[str, Any]) -> Method:
 
 
 def combine(specs: Iterable[tuple[str, str, Mapping[str, Any], Weight]]) -> Sum:
-    """Return the sum of methods given as (alias, name, arguments, weight)."""
-    return Sum({alias: (make(name, arguments), weight) for alias, name, arguments, weight in specs})
+    """Return the sum of methods given as (alias, name, arguments, weight).
+
+    Raises:
+        UserError: two methods have one alias; whatever :func:`make` refuses.
+    """
+    methods: dict[str, tuple[Method, Weight]] = {}
+    for alias, name, arguments, weight in specs:
+        if alias in methods:
+            raise UserError(f"two methods are called {alias!r}; give one of them another name with `as: ...`")
+        methods[alias] = (make(name, arguments), weight)
+    return Sum(methods)
 
 
 def reads_teacher(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,9 +52,9 @@ def binary_kl_map(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
 def one_hot(label: Tensor, classes: int) -> Tensor:
     """Return ``(B, *S)`` labels as ``(B, K, *S)`` float32; a voxel of label ``IGNORE`` has no class."""
-    known = label != IGNORE
-    hot = F.one_hot(label.clamp_min(0), classes).movedim(-1, 1).to(torch.float32)
-    return hot * known.unsqueeze(1)
+    known = (label != IGNORE).unsqueeze(1).float()
+    hot = torch.zeros(label.shape[0], classes, *label.shape[1:], device=label.device)
+    return hot.scatter_(1, label.clamp_min(0).unsqueeze(1), known)
 
 
 def present(masks: Tensor) -> Tensor:
@@ -76,14 +76,17 @@ def balance(owner: Tensor, classes: int, trust: Tensor | None = None) -> Tensor:
     Shapes: returns ``(B, *S)`` float32; sums to the number of classes that occur.
     """
     known = (owner != IGNORE).float() if trust is None else (owner != IGNORE) * trust.float()
-    index = owner.clamp_min(0).flatten()
-    count = torch.zeros(classes, device=owner.device).index_add_(0, index, known.flatten())
-    return known / count.clamp_min(1e-6)[index].view_as(known)
+    index = owner.clamp_min(0)
+    # counted row by row: float32 cannot add one voxel to a sum of millions
+    rows = torch.arange(index.shape[:2].numel(), device=owner.device).view(*index.shape[:2], *[1] * (index.ndim - 2))
+    count = torch.zeros(rows.numel() * classes, device=owner.device)
+    count.index_add_(0, (rows * classes + index).flatten(), known.flatten())
+    return known / count.view(-1, classes).sum(0).clamp_min(1e-6)[index]
 
 
 def dilate(mask: Tensor, radius_mm: float, spacing_mm: Sequence[float]) -> Tensor:
     """Return the voxels within ``radius_mm`` of a true voxel of ``(B, *S)`` bool ``mask``."""
-    return distance_mm(mask, spacing_mm, radius_mm) <= radius_mm
+    return torch.isfinite(distance_mm(mask, spacing_mm, radius_mm))
 
 
 def distance_mm(mask: Tensor, spacing_mm: Sequence[float], limit_mm: float) -> Tensor:
@@ -94,13 +97,14 @@ def distance_mm(mask: Tensor, spacing_mm: Sequence[float], limit_mm: float) -> T
 
     Args:
         mask: ``(B, *S)`` bool.
-        spacing_mm: voxel size along ``*S``.
+        spacing_mm: voxel size along ``*S``; what follows the last axis is not read.
         limit_mm: largest distance of interest.
 
     Shapes: returns ``(B, *S)`` float32 in mm.
     """
     squared = torch.where(mask, 0.0, math.inf)
-    for axis, spacing in enumerate(spacing_mm, start=1):
+    for axis in range(1, mask.ndim):
+        spacing = spacing_mm[axis - 1]
         reach = min(int(limit_mm / spacing + 1e-6), mask.shape[axis] - 1)
         best = squared
         for k in range(1, reach + 1):
@@ -132,8 +136,10 @@ def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     if all(new <= old for new, old in zip(size, x.shape[2:], strict=True)):
-        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
-        return pool(x, tuple(size))  # type: ignore[operator]  # one signature for the three
+        pool: Callable[..., Tensor] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[
+            len(size) - 1
+        ]
+        return pool(x, tuple(size))
     return F.interpolate(x, tuple(size), mode=("linear", "bilinear", "trilinear")[len(size) - 1], align_corners=False)
 
 

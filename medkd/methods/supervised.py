@@ -17,7 +17,8 @@ from medkd.types import IGNORE, Batch, Round, Terms, Turn, Turns, View
 class Supervised(Method):
     r"""Learn the labels: soft Dice over the foreground classes plus cross-entropy, for every learner.
 
-    .. math:: L = \lambda_D \Big(1 - \tfrac{1}{|F|}\sum_{k \in F} \frac{2\sum_n p_{nk} y_{nk} + \epsilon}{\sum_n p_{nk} + \sum_n y_{nk} + \epsilon}\Big)
+    .. math:: L = \lambda_D \Big(1 - \tfrac{1}{|F|}\sum_{k \in F}
+        \frac{2\sum_n p_{nk} y_{nk} + \epsilon}{\sum_n p_{nk} + \sum_n y_{nk} + \epsilon}\Big)
         - \lambda_C \tfrac{1}{N}\sum_n \log p_{n y_n}
 
     The Dice sums run over the batch, so that a class absent from one patch does no harm. Voxels and

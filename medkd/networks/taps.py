@@ -86,8 +86,11 @@ class Tapped:
         finally:
             network.train(training)
         self._paths = {name: name for name in seen}
-        self._shapes = {name: self._tap(image, out) for name, out in seen.items() if out.ndim == image.ndim}
-        friendly = _friendly({name: tap.stride for name, tap in self._shapes.items()}, self._classes_only(seen))
+        # attention maps may have as many axes as a volume, but not its batch
+        maps = {name: out for name, out in seen.items() if out.ndim == image.ndim and len(out) == len(image)}
+        self._shapes = {name: self._tap(image, out) for name, out in maps.items()}
+        places = {name: self._shapes[name].stride for name, out in maps.items() if out.shape[2:].numel() > 1}
+        friendly = _friendly(places, self._classes_only(seen))
         self._friendly = tuple(friendly)
         self._paths |= friendly
         self._shapes |= {name: self._shapes[path] for name, path in friendly.items()}
@@ -117,7 +120,9 @@ class Tapped:
             UserError: no such tap; names the nearest and all friendly ones.
         """
         if name not in self._shapes:
-            raise UserError(f"no tap {name!r}{nearest(name, self._shapes)}; this network offers {', '.join(self.names)}")
+            raise UserError(
+                f"no tap {name!r}{nearest(name, self._shapes)}; this network offers {', '.join(self.names)}"
+            )
         return self._paths[name]
 
     def __call__(self, image: Tensor, taps: Sequence[str] = ()) -> View:

@@ -89,12 +89,17 @@ def read_card(folder: Path) -> ModelCard:
         body = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); train or export the model again") from error
+    if not isinstance(body, dict):
+        raise UserError(f"{path} is not a model card; train or export the model again")
     if body.get("format", 0) > FORMAT:
         raise UserError(f"{path} has format {body['format']}, this medkd reads up to {FORMAT}; upgrade medkd")
     body = {key: value for key, value in body.items() if key in ModelCard.__dataclass_fields__}
     for name in ("channels", "trained_on", "patients"):
         body[name] = tuple(body.get(name, ()))
-    return ModelCard(**body)
+    try:
+        return ModelCard(**body)
+    except TypeError as error:
+        raise UserError(f"{path} is not a whole model card ({error}); train or export the model again") from error
 
 
 def load_network(folder: Path) -> tuple[nn.Module, ModelCard]:
@@ -113,5 +118,9 @@ def load_network(folder: Path) -> tuple[nn.Module, ModelCard]:
     if expected and file_hash(weights) != expected:
         raise UserError(f"{weights} differs from the hash in model.json: changed or damaged; train or export it again")
     network = card.build()
-    network.load_state_dict(load_file(weights))
+    try:
+        network.load_state_dict(load_file(weights))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{weights} does not fit {card.network['name']} of model.json: {reason}") from error
     return network.eval(), card

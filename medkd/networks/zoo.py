@@ -33,7 +33,9 @@ def _find(name: str) -> type[nn.Module]:
         try:
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise UserError(f"network {name!r} cannot be imported ({error}); give a MONAI class or module.Class") from error
+            raise UserError(
+                f"network {name!r} cannot be imported ({error}); give a MONAI class or module.Class"
+            ) from error
     else:
         import monai.networks.nets as nets
 
@@ -82,7 +84,9 @@ def complete(
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for key in given:
         if key not in parameters and not open_ended:
-            raise UserError(f"network {name} has no argument {key!r}{nearest(key, parameters)}; it takes {sorted(parameters)}")
+            raise UserError(
+                f"network {name} has no argument {key!r}{nearest(key, parameters)}; it takes {sorted(parameters)}"
+            )
     dims = len(patch)
     strides = [(2,) * dims] * 8 if strides is None else strides
     known: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medkd.data.store import Volumes, class_positions, read_positions
+from medkd.data.store import Volumes, class_positions, read_positions, write_positions
 
 Array = NDArray[Any]
 
@@ -33,7 +33,7 @@ class TargetStore:
         """Store ``(K, *S)`` probabilities and the positions of the classes that win somewhere."""
         self.volumes.write(case, "target", probabilities.astype(np.float16))
         positions = class_positions(probabilities.argmax(0))
-        np.savez(self.volumes.folder / f"{case}.target.npz", **{str(k): v for k, v in positions.items()})  # type: ignore[arg-type]
+        write_positions(self.volumes.folder / f"{case}.target.npz", positions)
 
     def read(self, case: str) -> Any:
         """Return the probabilities of a case, sliceable."""

@@ -12,9 +12,13 @@ FLOOR = 1e-6
 """Smallest probability of a target: below it, float16 keeps no digits and a logarithm no meaning."""
 
 
-def to_log(probabilities: Tensor) -> Tensor:
-    """Return probabilities ``(B, K, *S)`` as logits: their logarithm in float32, floored."""
-    return probabilities.float().clamp_min(FLOOR).log()
+def to_logits(probabilities: Tensor, *, regions: bool = False) -> Tensor:
+    """Return probabilities ``(B, K, *S)`` as logits in float32: their logarithm, floored.
+
+    For overlapping regions the log-odds, since each region is a distribution of its own.
+    """
+    p = probabilities.float()
+    return torch.logit(p.clamp(FLOOR, 1 - FLOOR)) if regions else p.clamp_min(FLOOR).log()
 
 
 def fuse(logits: Sequence[Tensor], *, regions: bool = False) -> Tensor:
@@ -25,6 +29,5 @@ def fuse(logits: Sequence[Tensor], *, regions: bool = False) -> Tensor:
     if len(logits) == 1:
         return logits[0]
     if regions:
-        p = torch.stack([torch.sigmoid(z.float()) for z in logits]).mean(0).clamp(FLOOR, 1 - FLOOR)
-        return torch.logit(p)
-    return to_log(torch.stack([F.softmax(z.float(), dim=1) for z in logits]).mean(0))
+        return to_logits(torch.stack([torch.sigmoid(z.float()) for z in logits]).mean(0), regions=True)
+    return to_logits(torch.stack([F.softmax(z.float(), dim=1) for z in logits]).mean(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,13 @@ def random_state() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "python": [version, list(words), gauss],
     }
     if torch.cuda.is_available():
@@ -47,7 +52,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     try:
         torch.save(state, part)
-        os.replace(part, path)
+        part.replace(path)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
         raise UserError(f"checkpoint {path} cannot be written ({error}); free disk space and run again") from error
@@ -62,7 +67,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged archive
-        raise UserError(f"checkpoint {path} is damaged ({type(error).__name__}); delete it to train this stage anew") from error
+        raise UserError(
+            f"checkpoint {path} is damaged ({type(error).__name__}); delete it to train this stage anew"
+        ) from error
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds no training state; delete it to train this stage anew")
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,10 +74,14 @@ class Trainer:
         blank = torch.zeros(1, *image_shape)
         tapped = {name: Tapped(network, blank) for name, network in learners.items()}
         frozen = [Tapped(network.eval().requires_grad_(False), blank) for network in teachers]
-        method.setup(tapped["student"].anatomy, frozen[0].anatomy if frozen else Anatomy({}, tapped["student"].anatomy.classes))
-        for name in method.taps():
-            tapped["student"].path(name)
+        for network, names in [(tapped["student"], method.taps()), *((t, method.teacher_taps()) for t in frozen)]:
+            for name in names:
+                network.path(name)  # a tap that is not there is told before a method builds on it
+        anatomy = tapped["student"].anatomy
+        method.setup(anatomy, frozen[0].anatomy if frozen else Anatomy({}, anatomy.classes, anatomy.dims))
         extra = method.players()
+        if taken := sorted(extra.keys() & learners.keys()):
+            raise UserError(f"a method claims the player {taken[0]!r}, a network of the stage; rename the player")
         owned = {id(p) for module in extra.values() for p in module.parameters()}
         own = [p for p in method.parameters() if id(p) not in owned]
         method.to(self.fabric.device)
@@ -94,14 +99,17 @@ class Trainer:
         self.student = learners["student"]
         self.learners = dict(learners)
         self.table = Table(tapped, frozen, method.taps(), method.teacher_taps())
-        self.average = (
-            AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True) if settings.ema else None
-        )
+        self.average: AveragedModel | None = None
+        if settings.ema:
+            mean = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.student, multi_avg_fn=mean, use_buffers=True)
         self.step = 0
         self.best, self.best_step, self.last = -1.0, 0, -1.0
         self.best_state: dict[str, Tensor] = {}
 
-    def fit(self, batches: Callable[[int, int], Iterator[Batch]], score: Score, progress: Progress = lambda _: None) -> Fit:
+    def fit(
+        self, batches: Callable[[int, int], Iterator[Batch]], score: Score, progress: Progress = lambda _: None
+    ) -> Fit:
         """Train to the end and return the best student.
 
         Args:
@@ -142,7 +150,8 @@ class Trainer:
                 if self.step % settings.log_every == 0 or self.step == settings.steps:
                     means = {name: float(torch.stack(values).mean()) for name, values in sums.items()}
                     sums.clear()
-                    note({"step": self.step, "terms": means, "lr": self.players["student"].optimiser.param_groups[0]["lr"]})
+                    rate = self.players["student"].optimiser.param_groups[0]["lr"]
+                    note({"step": self.step, "terms": means, "lr": rate})
                 if self.step % settings.validate_every == 0 or self.step == settings.steps:
                     scores = self._validate(score)
                     note({"step": self.step, "scores": scores, "best": self.best, "seconds": time.monotonic() - began})
@@ -156,29 +165,32 @@ class Trainer:
         accumulate, progress = self.settings.accumulate, self.step / self.settings.steps
         self.table.deal(batch.to(self.fabric.device), progress)
         seen: dict[str, Tensor] = {}
+        moved: dict[str, _Player] = {}
         for turn in self.method.turns(self.table):
             player = self.players[turn.player]
             weighted = [self.method.weight(name, progress) * value for name, value in turn.terms.items()]
             loss = torch.stack(weighted).sum() / accumulate
             if not bool(torch.isfinite(loss)):
-                bad = [name for name, value in turn.terms.items() if not bool(torch.isfinite(value))] or list(turn.terms)
+                bad = [name for name, value in turn.terms.items() if not bool(torch.isfinite(value))]
                 raise UserError(
-                    f"step {self.step + 1}: {', '.join(bad)} is not finite on cases {', '.join(batch.case)}; "
-                    "lower the learning rate or the weight, or look at these cases with `medkd data inspect`"
+                    f"step {self.step + 1}: {', '.join(bad or turn.terms)} is not finite "
+                    f"on cases {', '.join(batch.case)}; lower the learning rate or the weight, or look at these cases with `medkd data inspect`"
                 )
             if loss.requires_grad:
                 self.fabric.backward(loss, inputs=player.parameters)
-            if last:
+            if last and any(p.grad is not None for p in player.parameters):
                 if self.settings.clip_norm is not None:
                     self.fabric.clip_gradients(
                         nn.Module(), player.optimiser, max_norm=self.settings.clip_norm, error_if_nonfinite=False
                     )
                 player.optimiser.step()
-                player.schedule.step()
                 player.optimiser.zero_grad(set_to_none=True)
+                moved[turn.player] = player
             self.table.stepped(turn.player, did_step=last)
             prefix = "" if turn.player == "student" else f"{turn.player}:"
             seen |= {prefix + name: value.detach() for name, value in turn.terms.items()}
+        for player in moved.values():  # once a step, however many turns a player had
+            player.schedule.step()
         return seen
 
     @property
@@ -190,9 +202,9 @@ class Trainer:
     def _validate(self, score: Score) -> dict[str, float]:
         network = self.kept.eval()
         with torch.no_grad():
-            scores = dict(score(network))
+            scores = {name: float(value) for name, value in score(network).items()}
         self.last = scores["dice"]
-        if self.last > self.best or not self.best_state:
+        if not self.best_state or self.last > self.best or math.isnan(self.best):
             self.best, self.best_step = self.last, self.step
             self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
         return scores
@@ -205,10 +217,12 @@ class Trainer:
                 "learners": {name: network.state_dict() for name, network in self.learners.items()},
                 "method": self.method.state_dict(),
                 "players": {
-                    name: {"optimiser": p.optimiser.state_dict(), "schedule": p.schedule.state_dict()} for name, p in self.players.items()
+                    name: {"optimiser": p.optimiser.state_dict(), "schedule": p.schedule.state_dict()}
+                    for name, p in self.players.items()
                 },
                 "average": None if self.average is None else self.average.state_dict(),
                 "best": {"score": self.best, "step": self.best_step, "last": self.last, "state": self.best_state},
+                "scaler": self.fabric.strategy.precision.state_dict(),
                 "random": checkpoint.random_state(),
             },
         )
@@ -230,10 +244,11 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         best = state["best"]
         self.best, self.best_step, self.last, self.best_state = best["score"], best["step"], best["last"], best["state"]
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
         checkpoint.restore_random_state(state["random"])
         log = self.folder / "log.jsonl"
         if log.is_file():  # lines written after the checkpoint will be written again
-            lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
+            lines = [line for line in log.read_text().splitlines() if _step(line) <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
 
     def _tensorboard(self) -> Any:
@@ -243,4 +258,12 @@ class Trainer:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("tensorboard: true needs the package tensorboard; pip install tensorboard") from error
-        return SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        return SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def _step(line: str) -> float:
+    """Return the step of a line of the log; infinity for one that was cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf

@@ -22,7 +22,9 @@ def optimiser(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.o
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.99, nesterov=True)
+        return torch.optim.SGD(
+            parameters, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.99, nesterov=True
+        )
     raise UserError(f"optimiser {settings.optimiser!r} is not one of adamw, sgd")
 
 
@@ -36,11 +38,15 @@ def factor(step: int, settings: Settings) -> float:
         return float((1 - done) ** 0.9)
     if settings.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
-    if settings.schedule == "constant":
-        return 1.0
-    raise UserError(f"schedule {settings.schedule!r} is not one of poly, cosine, constant")
+    return 1.0
 
 
 def schedule(optimiser: torch.optim.Optimizer, settings: Settings) -> LambdaLR:
-    """Return the schedule of one optimiser; the trainer steps it once for each of its steps."""
+    """Return the schedule of one optimiser; the trainer moves it once a step, however many turns the player has.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if settings.schedule not in ("poly", "cosine", "constant"):
+        raise UserError(f"schedule {settings.schedule!r} is not one of poly, cosine, constant")
     return LambdaLR(optimiser, lambda step: factor(step, settings))

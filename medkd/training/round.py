@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medkd.errors import UserError
 from medkd.networks.taps import Tapped
-from medkd.teachers.ensemble import fuse, to_log
+from medkd.teachers.ensemble import fuse, to_logits
 from medkd.types import Batch, View
 
 
@@ -84,7 +84,7 @@ class Table:
                 raise UserError("this method asks for a teacher and the stage has none; add `teacher:` to the stage")
             if image is not None:
                 raise UserError("this method asks the teacher about new images, which stored targets cannot answer")
-            return View(to_log(self.batch.target), {}, self.batch.trust)
+            return View(to_logits(self.batch.target, regions=self.batch.regions), {}, self.batch.trust)
         if name != "teacher" and name not in self._teachers:
             raise UserError(f"there is no network {name!r} at the table; there are {', '.join(self.nets)}")
         asked = list(self._teachers) if name == "teacher" else [name]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from medkd.errors import UserError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,10 +48,17 @@ class Settings:
     device: str = "auto"
 
     def fabric_precision(self) -> str:
-        """Return the precision in Lightning Fabric's words; bf16 autocast is 4-10 x slower on a CPU without AMX."""
+        """Return the precision in Lightning Fabric's words; bf16 autocast is 4-10 x slower on a CPU without AMX.
+
+        Raises:
+            UserError: unknown name.
+        """
         gpu = self.device not in ("cpu",) and torch.cuda.is_available()
         if self.precision == "auto":
             if not gpu:
                 return "32-true"
             return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-        return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
+        words = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+        if self.precision not in words:
+            raise UserError(f"precision {self.precision!r} is not one of auto, {', '.join(words)}")
+        return words[self.precision]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from medkd.errors import UserError
 from medkd.methods.base import Method
 from medkd.methods.logits.kd import teacher_owner
-from medkd.methods.ops import balance, boundary, distance_mm, kl_map, weighted_mean
+from medkd.methods.ops import balance, boundary, dilate, kl_map, weighted_mean
 from medkd.types import Batch, Terms, View
 
 
@@ -29,7 +29,7 @@ class Boundary(Method):
         temperature: :math:`\tau` (no unit).
         label: also use the boundaries of the label, where there is one.
 
-    Shapes: logits ``(B, K, *S)``, labels ``(B, *S)``; returns one scalar, ``boundary``; zero in a patch without boundary.
+    Shapes: logits ``(B, K, *S)``, labels ``(B, *S)``; returns one scalar, ``boundary``; zero without any boundary.
     Reads: logits, labels (optional). Learns: nothing. Teacher: one or an ensemble, frozen, cacheable.
     Departs from the paper: our own; the idea of boundary-guided distillation is Wen et al.'s, whose voxel band
         means 0.7 mm in plane and 5 mm across the slices of an abdominal CT.
@@ -47,7 +47,7 @@ class Boundary(Method):
         self.band_mm, self.temperature, self.label = band_mm, temperature, label
 
     def forward(self, student: View, teacher: View, batch: Batch) -> Terms:
-        owner = teacher_owner(teacher.logits, batch.regions)
+        owner = teacher_owner(teacher, batch.regions)
         inside = band(owner, self.band_mm, batch.spacing_mm)
         if self.label and not batch.regions:
             inside |= band(batch.label, self.band_mm, batch.spacing_mm)
@@ -64,6 +64,4 @@ def band(owner: Tensor, band_mm: float, spacing_mm: tuple[float, ...]) -> Tensor
     edge = boundary(owner)
     if not bool(edge.any()):
         return torch.zeros_like(edge)
-    return distance_mm(edge, spacing_mm, band_mm) <= band_mm
-
-
+    return dilate(edge, band_mm, spacing_mm)

@@ -17,7 +17,8 @@ from medkd.types import Batch, Terms, View
 class CWD(Method):
     r"""Match *where* each class lights up: every channel is a distribution over voxels.
 
-    .. math:: L = \frac{\tau^2}{BC} \sum_{b,c} \mathrm{KL}\big(\sigma(t_{bc}/\tau) \,\|\, \sigma(s_{bc}/\tau)\big), \quad \sigma = \text{softmax over voxels}
+    .. math:: L = \frac{\tau^2}{BC} \sum_{b,c} \mathrm{KL}\big(\sigma(t_{bc}/\tau) \,\|\, \sigma(s_{bc}/\tau)\big),
+        \quad \sigma = \text{softmax over voxels}
 
     Args:
         temperature: :math:`\tau`, flattens the maps (no unit). The authors' script has 4 on maps of 64 x 64;
@@ -30,8 +31,10 @@ class CWD(Method):
     Departs from the paper: any number of axes; no 1x1 adapter, since both networks share the classes; absent
         classes weigh less; voxels without trust leave both distributions.
 
-    Reference: Shu et al., *Channel-wise Knowledge Distillation for Dense Prediction*, ICCV 2021, arXiv:2011.13256, eq. 5.
-    Code read: irfanICMLL/TorchDistiller, SemSeg-distill (weight 3, temperature 4; sum over voxels, mean over batch and channels).
+    Reference: Shu et al., *Channel-wise Knowledge Distillation for Dense Prediction*, ICCV 2021,
+        arXiv:2011.13256, eq. 5.
+    Code read: irfanICMLL/TorchDistiller, SemSeg-distill (weight 3, temperature 4; sum over voxels, mean over
+        batch and channels).
     """
 
     regions: ClassVar[bool] = True
@@ -49,6 +52,8 @@ class CWD(Method):
         if self.absent < 1:
             t = teacher.logits.detach()
             wins = t > 0 if batch.regions else t == t.amax(1, keepdim=True)
+            if teacher.trust is not None:  # where stored targets end, all classes tie
+                wins = wins & (teacher.trust > 0)
             weight = wins.flatten(2).any(-1).float().clamp_min(self.absent)
         return {"cwd": cwd(student.logits, teacher.logits, self.temperature, weight, teacher.trust)}
 

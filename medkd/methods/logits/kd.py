@@ -19,7 +19,8 @@ REDUCTIONS = ("balanced", "foreground", "uniform")
 class KD(Method):
     r"""Match the teacher's softened class distribution in every voxel.
 
-    .. math:: L = \tau^2 \frac{\sum_n w_n \mathrm{KL}\big(\sigma(t_n/\tau) \,\|\, \sigma(s_n/\tau)\big)}{\sum_n w_n}, \quad \sigma = \text{softmax over classes}
+    .. math:: L = \tau^2 \frac{\sum_n w_n \mathrm{KL}\big(\sigma(t_n/\tau) \,\|\, \sigma(s_n/\tau)\big)}{\sum_n w_n},
+        \quad \sigma = \text{softmax over classes}
 
     Args:
         temperature: :math:`\tau`, softens both distributions (no unit). 2 by default: the range 2.5 to 4
@@ -58,7 +59,7 @@ class KD(Method):
         trust = None if teacher.trust is None else teacher.trust.squeeze(1)
         if self.reduction == "uniform":
             return trust
-        owner = teacher_owner(teacher.logits, batch.regions)
+        owner = teacher_owner(teacher, batch.regions)
         if self.reduction == "balanced":
             return balance(owner, teacher.logits.shape[1] + 1, trust)
         near = dilate((owner > 0) | foreground(batch), self.margin_mm, batch.spacing_mm).float()
@@ -73,13 +74,15 @@ def kd(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor | No
     return weighted_mean(kl_map(student, teacher, temperature), weight)
 
 
-def teacher_owner(logits: Tensor, regions: bool) -> Tensor:
-    """Return the class that the teacher gives each voxel, ``(B, *S)``.
+def teacher_owner(teacher: View, regions: bool) -> Tensor:
+    """Return the class that the teacher gives each voxel, ``(B, *S)``; ``IGNORE`` where it is not trusted at all.
 
     For overlapping regions: 0 where no region speaks, else one more than the likeliest region.
     """
-    best, owner = logits.detach().max(dim=1)
-    return torch.where(best > 0, owner + 1, 0) if regions else owner
+    best, owner = teacher.logits.detach().max(dim=1)
+    if regions:
+        owner = torch.where(best > 0, owner + 1, 0)
+    return owner if teacher.trust is None else torch.where(teacher.trust.squeeze(1) > 0, owner, IGNORE)
 
 
 def foreground(batch: Batch) -> Tensor:
