@@ -43,7 +43,7 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
             exported = SegmentationModel.from_folder(folder)
             names = ground.split(node.fold).test[:CASES]
             images = ((name, np.asarray(ground.store.image(name)[...])) for name in names)
-            parity = compare(trained, exported, images, out=folder)
+            parity = compare(trained, exported, images, out=folder / "parity.json")
             require(parity)
             entry["parity"] = asdict(
                 Parity(
