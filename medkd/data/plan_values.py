@@ -56,7 +56,10 @@ def _rule(item: Any) -> IntensityRule:
     data: dict[str, Any] = {"kind": item} if isinstance(item, str) else dict(item)
     if data.get("kind") not in ("ct", "zscore") or (data["kind"] == "ct" and len(data) < 5):
         raise ValueError
-    return IntensityRule(data.pop("kind"), **{name: float(number) for name, number in data.items()})
+    rule = IntensityRule(data.pop("kind"), **{name: float(number) for name, number in data.items()})
+    if rule.kind == "ct" and not (rule.low < rule.high and rule.std > 0):
+        raise ValueError
+    return rule
 
 
 def _positive_ints(value: Any) -> Ints:
@@ -64,6 +67,13 @@ def _positive_ints(value: Any) -> Ints:
     if min(result) < 1 or any(a != b for a, b in zip(result, value, strict=True)):
         raise ValueError
     return result
+
+
+def _stages(value: Any) -> tuple[Ints, ...]:
+    stages = tuple(_positive_ints(item) for item in value)
+    if not stages:
+        raise ValueError
+    return stages
 
 
 def _positive_floats(value: Any) -> Floats:
@@ -90,8 +100,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "spacing_mm": _positive_floats,
     "patch": _positive_ints,
     "batch": _batch_size,
-    "strides": lambda value: tuple(_positive_ints(item) for item in value),
-    "kernels": lambda value: tuple(_positive_ints(item) for item in value),
+    "strides": _stages,
+    "kernels": _stages,
     "mirror_axes": _axes,
     "mirror_swap": lambda value: tuple((int(left), int(right)) for left, right in value),
 }
@@ -99,7 +109,7 @@ _FORMS = {
     "spacing_mm": "three positive numbers in mm, as [1, 1, 1]",
     "patch": "three positive whole numbers of voxels, as [40, 56, 40]",
     "batch": "a positive whole number",
-    "intensity": "'zscore', or {kind: ct, low: .., high: .., mean: .., std: ..}, for all channels or one per channel",
+    "intensity": "'zscore', or {kind: ct, low: .., high: .., mean: .., std: ..} with low < high, for all channels or one per channel",
     "strides": "three whole numbers per resolution, as [[1, 1, 1], [2, 2, 2]]",
     "kernels": "three whole numbers per resolution, as [[3, 3, 3], [3, 3, 3]]",
     "mirror_axes": "a list of axes 0 (left-right), 1 (front-back) and 2 (up-down), or []",
