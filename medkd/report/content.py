@@ -8,7 +8,7 @@ from typing import Any
 from medkd.report import numbers
 from medkd.report.scores import Scores
 from medkd.report.slices import slice_svg
-from medkd.report.summary import RunSummary
+from medkd.report.summary import Comparison, RunSummary
 from medkd.report.tables import COSTS, arm_lines, cost, cost_text
 from medkd.report.verdict import interval
 
@@ -39,11 +39,13 @@ def arms(run: RunSummary, scores: Scores) -> dict[str, Any]:
 
 def classes(run: RunSummary, scores: Scores) -> list[dict[str, Any]]:
     """Return one table a metric, Dice first: class, each arm's mean, student minus control, student minus teacher."""
-    lines = arm_lines(run, scores)
+    lines = [line for line in arm_lines(run, scores) if line.cases]
     student, control, teacher = run.arm("student"), run.arm("control"), run.arm("teacher")
     tables = []
     for metric in sorted(scores.metrics, key=lambda name: name != "dice"):
-        pairs = [(student, other) for other in (control, teacher) if student is not None and other is not None]
+        measured = {line.arm.name for line in lines}
+        pairs = [(student, other) for other in (control, teacher) if student and other]
+        pairs = [pair for pair in pairs if {arm.name for arm in pair} <= measured]
         rows = []
         for label in scores.labels:
             values = {line.arm.name: line.per_class[label][metric] for line in lines}
@@ -52,21 +54,25 @@ def classes(run: RunSummary, scores: Scores) -> list[dict[str, Any]]:
                 a, b = values[mine.name], values[other.name]
                 gaps.append(numbers.difference(metric, a - b if a is not None and b is not None else None))
             interval_text = _class_interval(run, metric, label)
-            rows.append({
-                "label": label,
-                "values": [numbers.metric_value(metric, value) for value in values.values()],
-                "gaps": gaps,
-                "interval": interval_text,
-                "cases": len({case for arm in run.arms for case in scores.by_case(arm.name, metric, label)}),
-            })  # fmt: skip
-        tables.append({
-            "metric": metric,
-            "title": numbers.metric_title(metric),
-            "arms": [line.arm for line in lines],
-            "gaps": [f"Student − {'control' if other.role == 'control' else 'teacher'}" for _, other in pairs],
-            "has_interval": any(row["interval"] for row in rows),
-            "rows": rows,
-        })  # fmt: skip
+            rows.append(
+                {
+                    "label": label,
+                    "values": [numbers.metric_value(metric, value) for value in values.values()],
+                    "gaps": gaps,
+                    "interval": interval_text,
+                    "cases": len({case for arm in run.arms for case in scores.by_case(arm.name, metric, label)}),
+                }
+            )
+        tables.append(
+            {
+                "metric": metric,
+                "title": numbers.metric_title(metric),
+                "arms": [line.arm for line in lines],
+                "gaps": [f"Student − {'control' if other.role == 'control' else 'teacher'}" for _, other in pairs],
+                "has_interval": any(row["interval"] for row in rows),
+                "rows": rows,
+            }
+        )
     return tables
 
 
@@ -84,7 +90,7 @@ def comparisons(run: RunSummary) -> list[dict[str, Any]]:
             "p": numbers.p_value(c.wilcoxon_p),
             "cases": c.n_cases,
             "seeds": c.n_seeds,
-            "verdict": c.verdict,
+            "verdict": _outcome(run, c),
             "sentence": c.sentence,
             "notes": c.notes,
         }
@@ -115,15 +121,18 @@ def parity(run: RunSummary) -> list[dict[str, Any]]:
     rows = []
     for export in run.parity:
         overlaps = {label: value for label, value in export.dice.items() if value is not None}
-        lowest = min(overlaps, key=lambda label: overlaps[label]) if overlaps else ""
-        rows.append({
-            "name": export.name,
-            "cases": export.cases or numbers.NOTHING,
-            "difference": numbers.NOTHING if export.max_abs_difference is None else _tiny(export.max_abs_difference),
-            "agreement": numbers.NOTHING if export.voxel_agreement is None else _share(export.voxel_agreement),
-            "lowest": f"{overlaps[lowest]:.4f} ({lowest})" if overlaps else numbers.NOTHING,
-            "note": export.note,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": export.name,
+                "cases": export.cases or numbers.NOTHING,
+                "difference": numbers.NOTHING
+                if export.max_abs_difference is None
+                else _tiny(export.max_abs_difference),
+                "agreement": numbers.NOTHING if export.voxel_agreement is None else _share(export.voxel_agreement),
+                "lowest": _lowest(overlaps),
+                "note": export.note,
+            }
+        )
     return rows
 
 
@@ -146,10 +155,12 @@ def provenance(run: RunSummary) -> dict[str, Any]:
         "facts": [(name, text) for name, text in facts if text],
         "licences": list(licences.items()),
         "versions": list(p.versions.items()),
-        "nodes": [(node, p.keys.get(node, ""), duration(p.seconds[node]) if node in p.seconds else "")
-                  for node in dict.fromkeys([*p.keys, *p.seconds])],
+        "nodes": [
+            (node, p.keys.get(node, ""), duration(p.seconds[node]) if node in p.seconds else "")
+            for node in dict.fromkeys([*p.keys, *p.seconds])
+        ],
         "total": duration(sum(p.seconds.values())) if p.seconds else "",
-    }  # fmt: skip
+    }
 
 
 def duration(seconds: float) -> str:
@@ -160,6 +171,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _outcome(run: RunSummary, c: Comparison) -> str:
+    """Return ``helped`` or ``hurt`` where distillation alone is the difference, ``better`` or ``worse`` elsewhere."""
+    control = run.arm("control")
+    if control is not None and c.arm_b == control.name:
+        return c.verdict
+    return {"helped": "better", "hurt": "worse"}.get(c.verdict, c.verdict)
 
 
 def _class_interval(run: RunSummary, metric: str, label: str) -> str:
@@ -185,6 +204,13 @@ def _tiny(value: float) -> str:
     mantissa, exponent = f"{value:.1e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} × 10{raised}"
+
+
+def _lowest(overlaps: Mapping[str, float]) -> str:
+    if not overlaps:
+        return numbers.NOTHING
+    label = min(overlaps, key=lambda name: overlaps[name])
+    return f"{overlaps[label]:.4f} ({label})" if overlaps[label] < 1 else "1"
 
 
 def _share(value: float) -> str:

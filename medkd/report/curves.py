@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain
+from math import ceil, isfinite, log10
 from statistics import fmean
 from typing import Any
 
@@ -28,7 +28,7 @@ def series(lines: Iterable[Mapping[str, Any]]) -> tuple[Series, dict[str, Series
         if "dice" in line.get("scores", {}):
             found.append((dice, line["scores"]["dice"]))
         for (steps, values), value in found:
-            if value is not None and math.isfinite(value):
+            if value is not None and isfinite(value):
                 steps.append(float(line["step"]))
                 values.append(float(value))
     return dice, {name: of for name, of in terms.items() if of[0]}
@@ -47,9 +47,7 @@ def panels(run: RunSummary, colours: Mapping[str, str]) -> list[tuple[str, Figur
     return found
 
 
-def _panel(
-    run: RunSummary, of: Sequence[tuple[Curve, Series]], colours: Mapping[str, str], *, log: bool
-) -> Figure:
+def _panel(run: RunSummary, of: Sequence[tuple[Curve, Series]], colours: Mapping[str, str], *, log: bool) -> Figure:
     shown = {arm.name: arm.shown for arm in run.arms}
     # An arm of many trainings (folds, seeds, teachers) is a bundle of thinner lines.
     many = {arm for arm in shown if sum(curve.arm == arm for curve, _ in of) > 1}
@@ -58,24 +56,32 @@ def _panel(
         colour = colours.get(curve.arm, FAINT)
         name = shown.get(curve.arm, curve.arm) + (f", {curve.title}" if curve.title else "")
         x, y = _thin(steps, values)
-        traces.append({
-            "x": x, "y": y, "mode": "lines", "name": escape(name),
-            "line": {"color": translucent(colour, 0.55) if curve.arm in many else colour,
-                     "width": 1.3 if curve.arm in many else 2},
-            "hovertemplate": f"<b>{escape(name)}</b><br>step %{{x:,}}: %{{y:.3f}}<extra></extra>",
-        })  # fmt: skip
+        traces.append(
+            {
+                "x": x,
+                "y": y,
+                "mode": "lines",
+                "name": escape(name),
+                "line": {
+                    "color": translucent(colour, 0.55) if curve.arm in many else colour,
+                    "width": 1.3 if curve.arm in many else 2,
+                },
+                "hovertemplate": f"<b>{escape(name)}</b><br>step %{{x:,}}: %{{y:.3f}}<extra></extra>",
+            }
+        )
     values = list(chain.from_iterable(series[1] for _, series in of))
     layout = frame(230, left=48, top=6)
-    layout["xaxis"] = axis("Step", nticks=5, rangemode="tozero")
+    layout["xaxis"] = axis("Step", nticks=5, rangemode="tozero", tickformat=",")
     layout["yaxis"] = {"gridcolor": GRID, "zeroline": False, "nticks": 5}
     if log and min(values) > 0 and max(values) / min(values) > 20:
-        layout["yaxis"] |= {"type": "log", "dtick": 1, "tickformat": "~g"}
+        decades = log10(max(values) / min(values))
+        layout["yaxis"] |= {"type": "log", "dtick": 1 if decades > 2.5 else "D2", "tickformat": "~g"}
     return {"data": traces, "layout": layout}
 
 
 def _thin(steps: Sequence[float], values: Sequence[float]) -> Series:
     if len(steps) <= MOST_POINTS:
         return list(steps), list(values)
-    width = math.ceil(len(steps) / MOST_POINTS)
+    width = ceil(len(steps) / MOST_POINTS)
     cuts = range(0, len(steps), width)
     return [fmean(steps[i : i + width]) for i in cuts], [fmean(values[i : i + width]) for i in cuts]

@@ -20,8 +20,9 @@ Figure = dict[str, Any]
 
 INK, FAINT, GRID = "#1C2024", "#60646C", "#E6E8EB"
 FONT = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-MOST_CLASSES = 24
+MOST_CLASSES = 16
 """More are not shown in the figure, the table has them all."""
+FRONTIER_PX = 280
 MOST_PAIRS = 80
 """With more cases the lines between pairs are a grey mass."""
 
@@ -46,8 +47,11 @@ def per_class(run: RunSummary, colours: Mapping[str, str], scores: Scores | None
         traces += _pairs(scores, labels, lane, student, control)
     for arm in arms:
         values = [(row, scores.by_case(arm.name, "dice", label)) for row, label in enumerate(labels)]
-        points = [(case, v, row + lane[arm.name] + _jitter(i) * step, labels[row])
-                  for row, of in values for i, (case, v) in enumerate(sorted(of.items()))]
+        points = [
+            (case, v, row + lane[arm.name] + _jitter(i) * step, labels[row])
+            for row, of in values
+            for i, (case, v) in enumerate(sorted(of.items()))
+        ]
         traces.append(_points(arm.shown, points, colours[arm.name], "x", numbers.metric_value))
         means = [(fmean(of.values()), row + lane[arm.name]) for row, of in values if of]
         traces.append(_bars(means, step, colours[arm.name], "x"))
@@ -60,23 +64,39 @@ def per_class(run: RunSummary, colours: Mapping[str, str], scores: Scores | None
             means += [(fmean(of.values()), float(row))] if of else []
         traces.append(_points("student − control", gaps, FAINT, "x2", numbers.difference))
         traces.append(_bars(means, 0.5, INK, "x2"))
-    height = 80 + len(labels) * max(44, 24 * len(arms))
+    height = 80 + len(labels) * max(44, (24 if len(labels) <= 8 else 17) * len(arms))
     layout = frame(height, left=8, top=34)
     layout["yaxis"] = {
-        "tickvals": list(range(len(labels))), "ticktext": [escape(label) for label in labels], "zeroline": False,
-        "range": [len(labels) - 0.45, -0.55], "showgrid": False, "ticklabelstandoff": 8, "automargin": True,
-        "fixedrange": True, "tickfont": {"size": 13, "color": INK},
-    }  # fmt: skip
+        "tickvals": list(range(len(labels))),
+        "ticktext": [escape(label) for label in labels],
+        "zeroline": False,
+        "range": [len(labels) - 0.45, -0.55],
+        "showgrid": False,
+        "ticklabelstandoff": 8,
+        "automargin": True,
+        "fixedrange": True,
+        "tickfont": {"size": 13, "color": INK},
+    }
     layout["shapes"] = [
-        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": row + 0.5, "y1": row + 0.5,
-         "line": {"color": GRID, "width": 1}, "layer": "below"} for row in range(len(labels) - 1)
-    ]  # fmt: skip
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": row + 0.5,
+            "y1": row + 0.5,
+            "line": {"color": GRID, "width": 1},
+            "layer": "below",
+        }
+        for row in range(len(labels) - 1)
+    ]
     layout["xaxis"] = axis("Dice", domain=[0, 0.68] if paired else [0, 1])
     layout["annotations"] = [_heading("Dice, one point a case", 0)]
     if paired:
-        layout["xaxis2"] = axis("Difference in Dice", domain=[0.73, 1], zeroline=True, zerolinecolor=INK,
-                                 anchor="y", tickformat="+.2~f")
-        layout["annotations"].append(_heading("Student − control, same case", 0.73))
+        layout["xaxis2"] = axis(
+            "Difference in Dice", domain=[0.73, 1], zeroline=True, zerolinecolor=INK, anchor="y", tickformat=".2~f"
+        )
+        layout["annotations"].append(_heading("Student − control", 0.73))
     return {"data": traces, "layout": layout}
 
 
@@ -100,44 +120,81 @@ def shown_classes(run: RunSummary, scores: Scores) -> list[str]:
 def frontier(run: RunSummary, colours: Mapping[str, str], scores: Scores | None = None) -> Figure | None:
     """Return mean Dice against measured latency (log scale), with the line no arm is above and left of."""
     scores = scores or Scores(run.rows)
-    spots = [(arm, arm.latency_s, dice) for arm in run.arms
-             if arm.latency_s and (dice := scores.mean(arm.name, "dice")) is not None]
+    spots = [
+        (arm, arm.latency_s, dice)
+        for arm in run.arms
+        if arm.latency_s and (dice := scores.mean(arm.name, "dice")) is not None
+    ]
     if len(spots) < 2:
         return None
     best: list[tuple[float, float]] = []
     for _, seconds, dice in sorted(spots, key=lambda spot: (spot[1], -spot[2])):
         if not best or dice > best[-1][1]:
             best.append((seconds, dice))
-    low, high = min(s for _, s, _ in spots) / 1.8, max(s for _, s, _ in spots) * 1.8
+    fastest, slowest = min(s for _, s, _ in spots), max(s for _, s, _ in spots)
+    # Names stand to the left of their points, where the dotted line never runs: leave room for the fastest one's.
+    span = max(log10(slowest / fastest), 0.5)
+    ends = [log10(fastest) - 0.22 * span, log10(slowest) + 0.06 * span]
     bottom, top = min(d for *_, d in spots), max(d for *_, d in spots)
     pad = max(0.25 * (top - bottom), 0.004)
-    line = {"x": [*(s for s, _ in best), high], "y": [*(d for _, d in best), best[-1][1]], "mode": "lines",
-            "line": {"shape": "hv", "color": "#B9BBC6", "width": 1.5, "dash": "dot"}, "hoverinfo": "skip"}  # fmt: skip
+    floor, ceiling = bottom - pad, min(1.0, top + pad)
+    line = {
+        "x": [*(s for s, _ in best), 10 ** ends[1]],
+        "y": [*(d for _, d in best), best[-1][1]],
+        "mode": "lines",
+        "line": {"shape": "hv", "color": "#B9BBC6", "width": 1.5, "dash": "dot"},
+        "hoverinfo": "skip",
+    }
     traces: list[dict[str, Any]] = [line]
     notes = []
-    for (arm, seconds, dice), above in zip(spots, _sides(spots), strict=True):
-        hover = (f"<b>{escape(arm.shown)}</b><br>Dice {numbers.metric_value('dice', dice)}"
-                 f"<br>{numbers.seconds(seconds)} s")
-        traces.append({"x": [seconds], "y": [dice], "mode": "markers", "hovertemplate": f"{hover}<extra></extra>",
-                       "marker": {"size": 13, "color": colours[arm.name], "line": {"color": "white", "width": 1.5}}})
-        notes.append({"x": log10(seconds), "y": dice, "text": escape(arm.shown), "showarrow": False,
-                      "yshift": 17 if above else -17, "font": {"color": colours[arm.name], "size": 13}})
-    layout = frame(340, left=56, top=14)
-    layout["xaxis"] = axis("Latency, s (log scale)", type="log", range=[log10(low), log10(high)], dtick="D2",
-                            tickformat="~g")
-    layout["yaxis"] = {"title": {"text": "Mean Dice"}, "range": [bottom - pad, min(1.0, top + pad)] , "gridcolor": GRID,
-                       "zeroline": False, "tickformat": ".3~f", "nticks": 6}  # fmt: skip
+    shifts = _apart([(dice - floor) / (ceiling - floor) * FRONTIER_PX for *_, dice in spots])
+    for (arm, seconds, dice), shift in zip(spots, shifts, strict=True):
+        hover = (
+            f"<b>{escape(arm.shown)}</b><br>Dice {numbers.metric_value('dice', dice)}<br>{numbers.seconds(seconds)} s"
+        )
+        traces.append(
+            {
+                "x": [seconds],
+                "y": [dice],
+                "mode": "markers",
+                "hovertemplate": f"{hover}<extra></extra>",
+                "marker": {"size": 13, "color": colours[arm.name], "line": {"color": "white", "width": 1.5}},
+            }
+        )
+        notes.append(
+            {
+                "x": log10(seconds),
+                "y": dice,
+                "text": escape(arm.shown),
+                "showarrow": False,
+                "xanchor": "right",
+                "xshift": -11,
+                "yshift": shift,
+                "font": {"color": colours[arm.name], "size": 13},
+            }
+        )
+    layout = frame(FRONTIER_PX + 60, left=56, top=14)
+    layout["xaxis"] = axis("Latency (s, log scale)", type="log", range=ends, dtick="D2", tickformat="~g")
+    layout["yaxis"] = {
+        "title": {"text": "Mean Dice"},
+        "range": [floor, ceiling],
+        "gridcolor": GRID,
+        "zeroline": False,
+        "tickformat": ".3~f",
+        "nticks": 6,
+    }
     layout["annotations"] = notes
     return {"data": traces, "layout": layout}
 
 
-def _sides(spots: Sequence[tuple[Arm, float | None, float]]) -> list[bool]:
-    """Return True where a name goes above its point: of two points one above the other, the higher one's."""
-    above = []
-    for arm, seconds, dice in spots:
-        near = [d for other, s, d in spots if other is not arm and seconds and s and 0.6 < s / seconds < 1.7]
-        above.append(not any(d > dice for d in near))
-    return above
+def _apart(heights: Sequence[float], least: float = 17.0) -> list[float]:
+    """Return by how much to lift each label, in pixels, so that no two are closer than ``least``."""
+    lifts = [0.0] * len(heights)
+    before = -least
+    for i in sorted(range(len(heights)), key=lambda i: heights[i]):
+        before = max(heights[i], before + least)
+        lifts[i] = before - heights[i]
+    return lifts
 
 
 def _pairs(scores: Scores, labels: Sequence[str], lane: Mapping[str, float], a: Arm, b: Arm) -> list[dict[str, Any]]:
@@ -152,20 +209,27 @@ def _pairs(scores: Scores, labels: Sequence[str], lane: Mapping[str, float], a: 
             y += [row + lane[a.name], row + lane[b.name], None]
     if not x:
         return []
-    return [{"x": x, "y": y, "mode": "lines", "line": {"color": "rgba(28,32,36,0.14)", "width": 1},
-             "hoverinfo": "skip"}]  # fmt: skip
+    return [
+        {"x": x, "y": y, "mode": "lines", "line": {"color": "rgba(28,32,36,0.14)", "width": 1}, "hoverinfo": "skip"}
+    ]
 
 
-def _points(name: str, points: Iterable[tuple[str, float, float, str]], colour: str, axis: str,
-            text: Any) -> dict[str, Any]:  # fmt: skip
+def _points(
+    name: str, points: Iterable[tuple[str, float, float, str]], colour: str, axis: str, text: Any
+) -> dict[str, Any]:
     found = list(points)
     return {
-        "x": [value for _, value, _, _ in found], "y": [y for _, _, y, _ in found], "mode": "markers", "xaxis": axis,
-        "hovertext": [f"<b>{escape(case)}</b>, {escape(label)}<br>{escape(name)}: {text('dice', value)}"
-                      for case, value, _, label in found],
+        "x": [value for _, value, _, _ in found],
+        "y": [y for _, _, y, _ in found],
+        "mode": "markers",
+        "xaxis": axis,
+        "hovertext": [
+            f"<b>{escape(case)}</b>, {escape(label)}<br>{escape(name)}: {text('dice', value)}"
+            for case, value, _, label in found
+        ],
         "hoverinfo": "text",
         "marker": {"size": 6, "color": translucent(colour, 0.5 if len(found) < 400 else 0.3)},
-    }  # fmt: skip
+    }
 
 
 def _bars(means: Iterable[tuple[float, float]], step: float, colour: str, axis: str) -> dict[str, Any]:
@@ -175,8 +239,7 @@ def _bars(means: Iterable[tuple[float, float]], step: float, colour: str, axis: 
     for value, centre in means:
         x += [value, value, None]
         y += [centre - 0.4 * step, centre + 0.4 * step, None]
-    return {"x": x, "y": y, "mode": "lines", "xaxis": axis, "line": {"color": colour, "width": 3},
-            "hoverinfo": "skip"}  # fmt: skip
+    return {"x": x, "y": y, "mode": "lines", "xaxis": axis, "line": {"color": colour, "width": 3}, "hoverinfo": "skip"}
 
 
 def _jitter(i: int) -> float:
@@ -190,15 +253,30 @@ def axis(title: str, **settings: Any) -> dict[str, Any]:
 
 
 def _heading(text: str, x: float) -> dict[str, Any]:
-    return {"text": f"<b>{text}</b>", "xref": "paper", "yref": "paper", "x": x, "y": 1, "yanchor": "bottom",
-            "xanchor": "left", "yshift": 8, "showarrow": False, "font": {"size": 13, "color": INK}}  # fmt: skip
+    return {
+        "text": f"<b>{text}</b>",
+        "xref": "paper",
+        "yref": "paper",
+        "x": x,
+        "y": 1,
+        "yanchor": "bottom",
+        "xanchor": "left",
+        "yshift": 8,
+        "showarrow": False,
+        "font": {"size": 13, "color": INK},
+    }
 
 
 def frame(height: int, *, left: int, top: int) -> dict[str, Any]:
     """Return the layout that all figures share; height and margins in pixels."""
     return {
-        "height": height, "margin": {"l": left, "r": 12, "t": top, "b": 46}, "showlegend": False,
-        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
-        "font": {"family": FONT, "size": 12, "color": FAINT}, "dragmode": "zoom",
+        "height": height,
+        "margin": {"l": left, "r": 12, "t": top, "b": 46},
+        "showlegend": False,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hovermode": "closest",
+        "font": {"family": FONT, "size": 12, "color": FAINT},
+        "dragmode": "zoom",
         "hoverlabel": {"bgcolor": "white", "bordercolor": "#B9BBC6", "font": {"color": INK, "family": FONT}},
-    }  # fmt: skip
+    }

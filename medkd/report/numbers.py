@@ -9,13 +9,13 @@ NOTHING = "–"
 
 
 def metric_title(metric: str) -> str:
-    """Return the heading of a metric: ``hd95_mm`` -> ``HD95, mm``; ``nsd_1mm`` -> ``NSD at 1 mm``."""
+    """Return the heading of a metric: ``hd95_mm`` -> ``HD95 (mm)``; ``nsd_1mm`` -> ``NSD at 1 mm``."""
     if match := re.fullmatch(r"nsd_([\d.]+)mm", metric):
         return f"NSD at {match[1]} mm"
     name, unit = metric.rsplit("_", 1) if metric.endswith(("_mm", "_ml")) else (metric, "")
     short = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "hd": "HD", "assd": "ASSD"}
     title = short.get(name, name.replace("_", " ").capitalize())
-    return f"{title}, {unit}" if unit else title
+    return f"{title} ({unit})" if unit else title
 
 
 def metric_value(metric: str, value: float | None) -> str:

@@ -15,7 +15,7 @@ LABEL = "#F0E442"
 
 _ROLES = {
     "teacher": "#2B8CDB",
-    "student": "#D55E00",
+    "student": "#E25C00",
     "control": "#6E6E6E",
     "same_loss": "#009E73",
     "pseudo": "#B0589A",

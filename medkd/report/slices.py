@@ -200,15 +200,17 @@ def _layer(who: str, mask: NDArray[np.int16], colour: str, view: Slice, names: M
 
 
 def _crop(mask: NDArray[np.bool_], size: tuple[float, float]) -> tuple[slice, slice]:
-    """Return the window around ``mask``, grown to the least field where the picture has room."""
-    found = []
-    for axis, step in enumerate(size):
-        length = mask.shape[axis]
-        hit = np.flatnonzero(mask.any(axis=1 - axis))
-        first, last = (int(hit[0]), int(hit[-1]) + 1) if hit.size else (0, length)
-        grow = max(MARGIN_MM / step, (FIELD_MM / step - (last - first)) / 2)
-        found.append(slice(max(0, round(first - grow)), min(length, round(last + grow))))
-    return found[0], found[1]
+    """Return a window around ``mask``: as near to a square as the picture allows, of at least :data:`FIELD_MM`."""
+    hits = [np.flatnonzero(mask.any(axis=1 - axis)) for axis in (0, 1)]
+    spans = [(int(hit[0]), int(hit[-1]) + 1) if hit.size else (0, mask.shape[i]) for i, hit in enumerate(hits)]
+    needed = [(last - first) * step + 2 * MARGIN_MM for (first, last), step in zip(spans, size, strict=True)]
+    field = max(FIELD_MM, *needed)
+    windows = []
+    for (first, last), step, length in zip(spans, size, mask.shape, strict=True):
+        wide = min(length, round(field / step))
+        start = min(max(0, round((first + last - wide) / 2)), length - wide)
+        windows.append(slice(start, start + wide))
+    return windows[0], windows[1]
 
 
 def _percentiles(image: NDArray[np.floating[Any]]) -> tuple[float, float]:

@@ -27,9 +27,9 @@ class ArmLine:
 COSTS: tuple[tuple[str, str], ...] = (
     ("parameters", "Parameters"),
     ("macs", "MACs"),
-    ("latency_s", "Latency, s"),
-    ("memory_mb", "Peak memory, MB"),
-    ("weights_mb", "Weights, MB"),
+    ("latency_s", "Latency (s)"),
+    ("memory_mb", "Peak memory (MB)"),
+    ("weights_mb", "Weights (MB)"),
 )
 """Cost columns: field (of an arm, but for ``weights_mb``) and heading."""
 

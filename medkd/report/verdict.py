@@ -15,13 +15,13 @@ class Verdict:
 
     Args:
         outcome: ``helped``, ``hurt``, ``not shown`` or ``not measured``.
-        sentence: one plain sentence.
-        evidence: difference, interval, p-value, cases and seeds; empty without a comparison.
+        headline: the outcome in a few words.
+        evidence: the comparison's own sentence, with interval, test and number of cases; empty without a comparison.
         lost: one or two sentences: the student against its teacher, in accuracy and in cost.
     """
 
     outcome: str
-    sentence: str
+    headline: str
     evidence: str
     lost: str
 
@@ -29,33 +29,30 @@ class Verdict:
 def verdict(run: RunSummary, scores: Scores | None = None) -> Verdict:
     """Return the verdict of a run: the student's comparison with its control, by Dice where there is one."""
     scores = scores or Scores(run.rows)
-    student, control = run.arm("student"), run.arm("control")
     lost = _lost(run, scores)
+    student, control = run.arm("student"), run.arm("control")
     if student is None or control is None:
-        missing = "student" if student is None else "control (the same network trained alone)"
-        return Verdict("not measured", f"Whether distillation helped was not measured: the run has no {missing}.", "",
-                       lost)
+        missing = "student" if student is None else "control (the same network trained without a teacher)"
+        return Verdict("not measured", f"Whether distillation helped was not measured: no {missing}.", "", lost)
     found = [c for c in run.comparisons if (c.arm_a, c.arm_b) == (student.name, control.name)]
     if not found:
-        return Verdict("not measured", "Whether distillation helped was not measured: student and control have not "
-                       "been compared.", "", lost)
+        return Verdict("not measured", "Whether distillation helped was not measured: no paired test.", "", lost)
     main = next((c for c in found if c.metric == "dice"), found[0])
-    return Verdict(main.verdict, main.sentence, evidence(main), lost)
+    return Verdict(main.verdict, _headline(main), main.sentence, lost)
 
 
-def evidence(comparison: Comparison) -> str:
-    """Return the numbers behind a comparison on one line."""
-    c = comparison
-    parts = [f"{numbers.metric_title(c.metric)} {numbers.difference(c.metric, c.difference)}"]
-    if c.ci_low is not None and c.ci_high is not None:
-        parts.append(f"95 % interval {interval(c.metric, c.ci_low, c.ci_high)}")
-    if c.wilcoxon_p is not None:
-        parts.append(f"Wilcoxon p {'' if c.wilcoxon_p < 0.001 else '= '}{numbers.p_value(c.wilcoxon_p)}")
-    who = [_plural(c.n_cases, "case"), _plural(c.n_seeds, "seed")]
-    if c.n_patients and c.n_patients != c.n_cases:
-        who.insert(0, _plural(c.n_patients, "patient"))
-    parts.append(", ".join(who))
-    return "; ".join(parts)
+def _headline(c: Comparison) -> str:
+    told = {"helped": "Distillation helped", "hurt": "Distillation hurt"}
+    start = told.get(c.verdict, "Distillation was not shown to help or hurt")
+    if c.difference is None:
+        return f"{start}."
+    name = numbers.metric_title(c.metric)
+    if c.verdict not in told:
+        return f"{start}: mean {name} {numbers.difference(c.metric, c.difference)}."
+    size = numbers.metric_value(c.metric, abs(c.difference))
+    if float(size) == 0:  # small but shown: must not read as nothing
+        size = numbers.significant(abs(c.difference), 1)
+    return f"{start}: mean {name} {'rose' if c.difference > 0 else 'fell'} by {size}."
 
 
 def interval(metric: str, low: float | None, high: float | None) -> str:
@@ -119,8 +116,7 @@ def _cheaper(student: Arm, teacher: Arm) -> str:
 
 
 def _the(arm: Arm) -> str:
-    return f"the {arm.shown[:1].lower()}{arm.shown[1:]}" if arm.title else arm.name
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """Return ``the teachers``, or ``nnunet_5fold (the teacher)`` where the title does not tell."""
+    if "teacher" not in arm.shown.lower():
+        return f"{arm.shown} (the teacher)"
+    return f"the {arm.shown[:1].lower()}{arm.shown[1:]}"
