@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from medkd.types import IGNORE
+IGNORE = -1
+"""The same as :data:`medkd.types.IGNORE`, without loading torch into every process that scores a case."""
 
 
 def encode(

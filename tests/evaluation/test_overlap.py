@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from medkd import types
 from medkd.evaluation import overlap
 
 
@@ -33,3 +34,7 @@ def test_encode_takes_every_integer_type(dtype: type[np.integer]) -> None:
     assert codes.tolist() == [[0, 2], [1, 1]]
     assert np.diag(counts).tolist() == [1, 2, 1]
     assert counts.sum() == 4
+
+
+def test_ignore_is_the_one_of_all_floors() -> None:
+    assert overlap.IGNORE == types.IGNORE
