@@ -109,7 +109,7 @@ _FORMS = {
     "spacing_mm": "three positive numbers in mm, as [1, 1, 1]",
     "patch": "three positive whole numbers of voxels, as [40, 56, 40]",
     "batch": "a positive whole number",
-    "intensity": "'zscore', or {kind: ct, low: .., high: .., mean: .., std: ..} with low < high, for all channels or each",
+    "intensity": "'zscore', or {kind: ct, low: .., high: .., mean: .., std: ..}, low < high, for all channels or each",
     "strides": "three whole numbers per resolution, as [[1, 1, 1], [2, 2, 2]]",
     "kernels": "three whole numbers per resolution, as [[3, 3, 3], [3, 3, 3]]",
     "mirror_axes": "a list of axes 0 (left-right), 1 (front-back) and 2 (up-down), or []",

@@ -190,7 +190,7 @@ def test_patch_larger_than_the_volume_is_allowed_and_told():
         ({"mirror_axes": 0}, "a list of axes"),
         ({"mirror_swap": [[1, 2, 3]]}, "pairs of label values"),
         ({"kernels": [[3, 3, 3]]}, "1 kernels but 4 strides"),
-        ({"intensity": {"kind": "ct", "low": 5, "high": 1, "mean": 0, "std": 1}}, "with low < high"),
+        ({"intensity": {"kind": "ct", "low": 5, "high": 1, "mean": 0, "std": 1}}, "low < high"),
         ({"strides": []}, "three whole numbers per resolution"),
     ],
 )
