@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medkd.report import numbers
+from medkd.report.palette import ROLE_COLOURS
 from medkd.report.scores import Scores
 from medkd.report.slices import slice_svg
 from medkd.report.summary import Comparison, RunSummary
@@ -98,9 +99,23 @@ def comparisons(run: RunSummary) -> list[dict[str, Any]]:
     ]
 
 
+def slice_legend(run: RunSummary, colours: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return role, name and colour of the contours beside the label's; a teacher from a file is no arm but is drawn."""
+    roles = ("teacher", "student") if any(view.teacher is not None for view in run.slices) else ("student",)
+    found = [(role, run.arm(role)) for role in roles]
+    return [
+        {
+            "role": role,
+            "name": arm.shown if arm else role.capitalize(),
+            "colour": colours[arm.name] if arm else ROLE_COLOURS[role],
+        }
+        for role, arm in found
+    ]
+
+
 def slices(run: RunSummary, scores: Scores, colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the worst cases: the picture twice, without and with contours, and the case's Dice by arm."""
-    roles = {role: colours[arm.name] for role in ("teacher", "student") if (arm := run.arm(role))}
+    """Return the worst cases: the picture with its contours, and the case's Dice by arm."""
+    roles = {key["role"]: key["colour"] for key in slice_legend(run, colours)}
     means = {arm.name: scores.case_means(arm.name, "dice") for arm in run.arms}
     return [
         {

@@ -75,6 +75,7 @@ def render(run: RunSummary) -> str:
         patients=scores.patients(),
         colours=colours,
         label_colour=LABEL,
+        contours=content.slice_legend(run, colours),
         arms=content.arms(run, scores),
         classes=content.classes(run, scores),
         comparisons=content.comparisons(run),

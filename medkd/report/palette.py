@@ -13,20 +13,22 @@ from medkd.report.summary import Arm
 LABEL = "#F0E442"
 """The reference label; never an arm, so the yellow stays on the dark slices where it reads."""
 
-_ROLES = {
+ROLE_COLOURS = {
     "teacher": "#2B8CDB",
     "student": "#E25C00",
     "control": "#6E6E6E",
     "same_loss": "#009E73",
     "pseudo": "#B0589A",
 }
+"""Role -> colour of its first arm."""
+
 _OTHERS = ("#8A6D00", "#5B4BB7", "#00808A", "#7A3B1D", "#A3A3A3")
 
 
 def arm_colours(arms: Iterable[Arm]) -> dict[str, str]:
     """Return arm name -> hex colour: by role, the first of a role first; further arms from a second set."""
     colours: dict[str, str] = {}
-    free = dict(_ROLES)
+    free = dict(ROLE_COLOURS)
     spare = list(_OTHERS)
     for arm in arms:
         colour = free.pop(arm.role, None) or (spare.pop(0) if spare else _OTHERS[-1])

@@ -68,3 +68,10 @@ def test_provenance_leaves_out_what_is_not_known(make_run) -> None:
     assert "Reference" not in dict(found["facts"])
     assert dict(found["licences"]) == {"data": "CC-BY-SA 4.0", "teachers": "Apache-2.0"}
     assert found["total"] == "1 h 48 min"
+
+
+def test_a_teacher_that_is_no_arm_is_drawn_in_the_teachers_colour(make_run) -> None:
+    run = make_run(arms=make_run().arms[1:2])
+    legend = content.slice_legend(run, {"student": "#123456"})
+    assert [(key["role"], key["name"]) for key in legend] == [("teacher", "Teacher"), ("student", "Student")]
+    assert legend[0]["colour"] in content.slices(run, Scores(run.rows), {"student": "#123456"})[0]["svg"]

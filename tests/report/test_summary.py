@@ -29,7 +29,8 @@ def test_a_missing_value_is_none_in_json(make_run) -> None:
     run = make_run()
     lost = [i for i, row in enumerate(run.rows) if math.isnan(row["dice"])]
     assert lost
-    assert all(run.to_json()["rows"][i]["dice"] is None for i in lost)
+    written = run.to_json()["rows"]
+    assert all(written[i]["dice"] is None for i in lost)
 
 
 @pytest.mark.parametrize("change", [{"format": 99}, {"arms": [{"colour": "red"}]}, {"surprise": 1}])
