@@ -22,7 +22,7 @@ def names() -> list[str]:
         for name, item in vars(nets).items()
         if inspect.isclass(item)
         and issubclass(item, nn.Module)
-        and item.__name__ == name  # MONAI has several spellings of one class
+        and item.__name__ == name  # one spelling of each
         and {"in_channels", "out_channels"} <= set(inspect.signature(item).parameters)
     )
 
@@ -79,7 +79,10 @@ def complete(
         UserError: unknown class or argument, or more levels than the patch allows.
     """
     name = str(spec["name"])
-    parameters = inspect.signature(_find(name)).parameters
+    found = _find(name)
+    if "." not in name:
+        name = found.__name__  # MONAI has several spellings of one class
+    parameters = inspect.signature(found).parameters
     given = {key: value for key, value in spec.items() if key != "name"}
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for key in given:

@@ -173,8 +173,9 @@ class Trainer:
             if not bool(torch.isfinite(loss)):
                 bad = [name for name, value in turn.terms.items() if not bool(torch.isfinite(value))]
                 raise UserError(
-                    f"step {self.step + 1}: {', '.join(bad or turn.terms)} is not finite "
-                    f"on cases {', '.join(batch.case)}; lower the learning rate or the weight, or look at these cases with `medkd data inspect`"
+                    f"step {self.step + 1}: {', '.join(bad or turn.terms)} is not finite on cases "
+                    f"{', '.join(batch.case)}; lower the learning rate or the weight, or look at these cases "
+                    "with `medkd data inspect`"
                 )
             if loss.requires_grad:
                 self.fabric.backward(loss, inputs=player.parameters)
