@@ -151,15 +151,30 @@ def disk_trouble(error: BaseException, path: Path) -> str | None:
 
 
 def find_model(path: Path) -> Path:
-    """Return the folder to load a model from: ``path`` itself, or the export, else the student of a run's folder.
+    """Return the folder to load a model from: ``path`` itself, or of a run's folder the student that it exported.
 
-    Raises :class:`UserError` for a run that has not trained anything yet.
+    Of a run without an export it is the network trained last, not a control arm's. Raises :class:`UserError` for a run
+    that has not trained anything yet.
     """
     nodes = path / "nodes"
     if not nodes.is_dir():
         return path
-    for kind in ("export.", "train."):
-        done = [folder for folder in nodes.glob(f"{kind}*") if read_manifest(folder) is not None]
-        if done:
-            return max(done, key=lambda folder: (".main" in folder.name, (folder / MANIFEST).stat().st_mtime))
-    raise UserError(f"{path} holds no trained model yet; run its YAML file first")
+    exports = [folder for folder in nodes.glob("export.*") if read_manifest(folder) is not None]
+    for folder in sorted(exports, key=_age):
+        try:
+            entries = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for entry in entries:
+            if (trained := nodes / entry["from"]).is_dir():
+                return trained
+            if (folder / entry["folder"] / "student.json").is_file():
+                return folder / entry["folder"]
+    trained_here = [folder for folder in nodes.glob("train.*.main-*") if read_manifest(folder) is not None]
+    if not trained_here:
+        raise UserError(f"{path} holds no trained model yet; run its YAML file first")
+    return min(trained_here, key=_age)
+
+
+def _age(folder: Path) -> float:
+    return -(folder / MANIFEST).stat().st_mtime

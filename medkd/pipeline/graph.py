@@ -166,6 +166,9 @@ def build_graph(config: RunConfig, data_key: str) -> Graph:
     Args:
         config: a run that :func:`medkd.pipeline.config.parse` accepted; imports torch to ask the methods.
         data_key: digest of the data set, see :func:`medkd.pipeline.datakey.data_key`.
+
+    Raises:
+        UserError: a teacher from outside the run is not there.
     """
     builder = _Builder(config, data_key)
     builder.add(Node("prepare"), (), {"data": data_key, "plan": config.plan, **_split(config)})
@@ -285,4 +288,8 @@ def _outside(config: RunConfig, teacher: tuple[str, ...]) -> list[str]:
     """Return digests of the teachers that are no stages of this run."""
     from medkd.pipeline.datakey import folder_key
 
-    return [folder_key(Path(name)) for name in teacher if name not in config.stages]
+    outside = [Path(name) for name in teacher if name not in config.stages]
+    for path in outside:
+        if not path.exists():
+            raise UserError(f"teacher {path} does not exist; name a stage, or the folder of a trained model")
+    return [folder_key(path) for path in outside]

@@ -58,7 +58,8 @@ def _stage(config: RunConfig, name: str, stage: Stage) -> Iterator[Mistake]:
     for teacher in stage.teacher:
         if teacher == name:
             yield ("teacher",), "a stage cannot be its own teacher; for born-again training write a second stage"
-        elif teacher not in others and not Path(teacher).exists():
+        elif teacher not in others and re.fullmatch(r"[\w-]+", teacher) and not Path(teacher).exists():
+            # What can only be a path is looked for when the run begins: its model may not be there yet.
             yield ("teacher",), f"{teacher!r} is neither a stage nor a model folder{nearest(teacher, others)}"
     if stage.init is not None and stage.init not in others:
         yield ("init",), f"no other stage is called {stage.init!r}{nearest(stage.init, others)}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,21 +138,33 @@ def test_text_is_written_whole(tmp_path: Path) -> None:
 
 def test_a_run_gives_the_model_to_use(tmp_path: Path) -> None:
     nodes = tmp_path / "run" / "nodes"
+    nodes.mkdir(parents=True)
+    ages = iter(range(1, 100))
 
-    def done(name: str, *files: str) -> Path:
+    def done(name: str, **files: str) -> Path:
         folder = nodes / name
-        open_partial(folder)
-        for file in files:
-            (partial(folder) / file).write_text("{}")
+        out = open_partial(folder)
+        for file, text in files.items():
+            (out / f"{file}.json").write_text(text)
         finish(folder, Manifest("k", NODE))
+        time = 1e9 + next(ages)
+        os.utime(folder / "manifest.json", (time, time))
         return folder
 
     assert find_model(tmp_path / "model") == tmp_path / "model"
-    nodes.mkdir(parents=True)
     with pytest.raises(UserError, match="no trained model yet"):
         find_model(tmp_path / "run")
-    control = done("train.student.m0.f0.s0.control-1", "model.json")
-    assert find_model(tmp_path / "run") == control
-    main = done("train.student.m0.f0.s0.main-1", "model.json")
-    os.utime(control / "manifest.json", (2e9, 2e9))
+    main = done("train.student.m0.f0.s0.main-1")
+    done("train.student.m0.f0.s0.control-1")
+    open_partial(nodes / "train.student.m0.f0.s1.main-1")
     assert find_model(tmp_path / "run") == main
+    newer = done("train.student.m0.f0.s2.main-1")
+    assert find_model(tmp_path / "run") == newer
+    entry = {"format": "onnx", "from": main.name, "folder": "onnx"}
+    export = done("export.student-1", export=json.dumps([entry]))
+    assert find_model(tmp_path / "run") == main
+    # The trained network may have been thrown away: the exported one does as well.
+    shutil.rmtree(main)
+    (export / "onnx").mkdir()
+    (export / "onnx" / "student.json").write_text("{}")
+    assert find_model(tmp_path / "run") == export / "onnx"

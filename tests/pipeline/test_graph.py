@@ -227,6 +227,8 @@ def test_a_teacher_from_outside_counts_by_its_content(tmp_path: Path) -> None:
     assert graph_of(override).keys[targets] != before[targets]
     (model / "model.json").write_text("{}")
     assert graph_of(override).keys == before
+    with pytest.raises(UserError, match="teacher models/absent does not exist"):
+        graph_of("stages.student.teacher=models/absent")
 
 
 def test_a_folder_counts_by_names_and_content_not_by_place(tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""Verbs for what a run has made: ``predict``, ``evaluate``, ``export``, ``report``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medkd.cli.terminal import AsJson, Device, fail, note, say, say_json, table
+from medkd.errors import UserError
+
+if TYPE_CHECKING:
+    from medkd.inference.predict import PredictedCase
+    from medkd.report.summary import RunSummary
+
+Model = Annotated[Path, typer.Argument(help="Folder of a run or of a model, trained or exported.", show_default=False)]
+
+
+def predict(
+    model: Model,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A volume or a folder.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Folder, or for one volume a file.", show_default=False)],
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 1,
+    overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a window that the next covers.")] = 0.5,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Average over the flips that training used.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Label a volume, or a folder of volumes.
+
+    Labels lie on the grid of each input. One that cannot be read does not stop the others; the exit code is then 2.
+    """
+    from medkd.cli.watch import advance, counted
+    from medkd.inference.model import SegmentationModel
+    from medkd.inference.predict import predict_files
+    from medkd.pipeline.folder import disk_errors, find_model
+
+    loaded = SegmentationModel.from_folder(
+        find_model(model), device=device, batch=batch, overlap=overlap, mirror=mirror
+    )
+    with counted("predict") as bar, disk_errors(output):
+        cases = predict_files(
+            loaded, source, output, overwrite=overwrite, progress=lambda done, of, _: advance(bar, done, of)
+        )
+    if as_json:
+        say_json([_case(case) for case in cases])
+    else:
+        for case in cases:
+            if case.status != "failed":
+                was = "" if case.status == "done" else " (was there; --overwrite predicts it again)"
+                say(f"{case.output}{was}")
+    failed = [case for case in cases if case.status == "failed"]
+    for case in failed:
+        note(f"medkd: {case.case}: {case.error}")
+    return fail(f"{len(failed)} of {len(cases)} cases failed; the others are done") if failed else 0
+
+
+def _case(case: PredictedCase) -> dict[str, object]:
+    return {**asdict(case), "inputs": [str(path) for path in case.inputs], "output": str(case.output)}
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Predicted label maps.", show_default=False)],
+    labels: Annotated[Path, typer.Argument(help="True label maps of the same names.", show_default=False)],
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON with class names; without, a class is its number.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Names with commas between them.")] = "dice,hd95_mm,nsd_1mm",
+    resample: Annotated[bool, typer.Option("--resample", help="Accept predictions on other grids.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Cases at a time.")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every score as CSV.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Measure label maps against true ones.
+
+    Two folders, of medkd or of any other tool, matched by file name. What cannot be scored is told, the rest is done,
+    and the exit code is 2.
+    """
+    from medkd.cli.watch import advance, counted
+    from medkd.evaluation.cases import write_rows
+    from medkd.evaluation.folders import evaluate_folders
+    from medkd.evaluation.summary import summarise
+    from medkd.pipeline.folder import disk_errors
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    with counted("evaluate") as bar:
+
+        def move(done: int, of: int) -> None:
+            advance(bar, done, of)
+
+        rows, problems = evaluate_folders(
+            predictions, labels, classes, names, jobs=jobs, resample=resample, progress=move
+        )
+    if out is not None:
+        with disk_errors(out):
+            write_rows(out, rows)
+    lines = [line for name in names for line in summarise(rows, name)]
+    if as_json:
+        told = {"rows": [row.to_record() for row in rows], "summary": [line.to_json() for line in lines]}
+        say_json({**told, "problems": [asdict(problem) for problem in problems]})
+    elif rows:
+        body = [(x.label, x.metric, x.n, x.absent, _number(x.mean), _number(x.sd), _number(x.median)) for x in lines]
+        table(("class", "metric", "cases", "absent", "mean", "sd", "median"), body, numbers=(2, 3, 4, 5, 6))
+    for problem in problems:
+        note(f"medkd: {problem.sentence}")
+    unscored = {problem.case for problem in problems if not problem.scored}
+    return fail(f"{len(unscored)} cases could not be scored") if unscored else 0
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.4f}"
+
+
+def export(
+    model: Model,
+    out: Annotated[Path | None, typer.Argument(help="Folder to write; for a run's folder RUN/export.")] = None,
+    to: Annotated[
+        list[str] | None, typer.Option(metavar="FORMAT", help="onnx (the default) or bundle; may be repeated.")
+    ] = None,
+) -> int:
+    """Write a network as ONNX or MONAI bundle."""
+    from medkd.errors import nearest
+    from medkd.pipeline.folder import disk_errors, find_model
+
+    formats = to or ["onnx"]
+    for name in formats:
+        if name not in ("onnx", "bundle"):
+            raise UserError(f"--to {name}: no such format{nearest(name, ('onnx', 'bundle'))}; give onnx or bundle")
+    if not model.is_dir():
+        raise UserError(f"{model} is no folder; give a run's, runs/<name>, or a trained model's")
+    found = find_model(model)
+    if out is None and found == model:
+        raise UserError(f"{model} is no run's folder, so say where to: medkd export {model} OUT")
+    base = out or model / "export"
+    for name in formats:
+        folder = base / name if len(formats) > 1 or out is None else base
+        with disk_errors(folder):
+            if name == "onnx":
+                from medkd.export.onnx import export_onnx
+
+                export_onnx(found, folder)
+            else:
+                from medkd.export.bundle import export_bundle
+
+                export_bundle(found, folder)
+        say(f"{name}: {folder}")
+    return 0
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Finished runs.", show_default=False)],
+    as_json: AsJson = False,
+) -> int:
+    """Write the page of finished runs again.
+
+    Prints their tables too. Trains and measures nothing.
+    """
+    from medkd.report.page import write_report
+    from medkd.report.tables import arms_json, arms_table
+    from medkd.report.verdict import verdict
+
+    found = {folder: _summary(folder) for folder in folders}
+    if as_json:
+        say_json({str(one): {"arms": arms_json(run), "verdict": asdict(verdict(run))} for one, run in found.items()})
+        return 0
+    for folder, run in found.items():
+        head, body = arms_table(run)
+        table(head, body, numbers=range(1, len(head)))
+        told = verdict(run)
+        for line in (told.headline, told.evidence, told.lost):
+            if line:
+                say(line)
+        say(f"report: {write_report(run, folder / 'report.html')}")
+    return 0
+
+
+def _summary(folder: Path) -> RunSummary:
+    from medkd.pipeline.folder import read_manifest
+    from medkd.report.summary import RunSummary
+
+    done = [node for node in (folder / "nodes").glob("report-*") if read_manifest(node) is not None]
+    if not done:
+        raise UserError(f"{folder} is no folder of a finished run; give runs/<name>, after medkd run")
+    newest = max(done, key=lambda node: (node / "manifest.json").stat().st_mtime)
+    return RunSummary.from_json(json.loads((newest / "summary.json").read_text(encoding="utf-8")))
