@@ -101,17 +101,24 @@ class SegmentationModel:
 
     @property
     def flexible(self) -> bool:
-        """Whether the networks take any size that the plan's total stride divides; found out once."""
+        """Whether the networks take any size that the plan's total stride divides; found out once, or set."""
         if self._flexible is None:
-            # Odd multiples: a network that halves more often than the plan says fails here and not on a patient.
-            shape = (1, self.card.in_channels, *[3 * step for step in self.plan.divisor])
-            try:
-                with torch.inference_mode():
-                    answers = [network(torch.zeros(shape, device=self.device)) for network in self.networks]
-                self._flexible = all(answer.shape[2:] == shape[2:] for answer in answers)
-            except (RuntimeError, ValueError, AssertionError):
-                self._flexible = False
+            self._flexible = self._try_sizes()
         return self._flexible
+
+    @flexible.setter
+    def flexible(self, value: bool) -> None:
+        self._flexible = value
+
+    def _try_sizes(self) -> bool:
+        # Odd multiples: a network that halves more often than the plan says fails here and not on a patient.
+        shape = (1, self.card.in_channels, *[3 * step for step in self.plan.divisor])
+        try:
+            with torch.inference_mode():
+                answers = [network(torch.zeros(shape, device=self.device)) for network in self.networks]
+        except (RuntimeError, ValueError, AssertionError):
+            return False
+        return all(answer.shape[2:] == shape[2:] for answer in answers)
 
     def probabilities(self, prepared: Tensor | NDArray[np.float32]) -> Tensor:
         """Return the mean class probabilities of a prepared image.
