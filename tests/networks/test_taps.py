@@ -20,8 +20,13 @@ DOWN_AND_UP = {
     "DynUNet": (
         {"name": "DynUNet", "filters": [4, 8, 16, 32], "deep_supervision": True},
         {
-            **{"enc0": (4, 1), "enc1": (8, 2), "enc2": (16, 4), "bottleneck": (32, 8)},
-            **{"dec2": (16, 4), "dec1": (8, 2), "dec0": (4, 1)},
+            "enc0": (4, 1),
+            "enc1": (8, 2),
+            "enc2": (16, 4),
+            "bottleneck": (32, 8),
+            "dec2": (16, 4),
+            "dec1": (8, 2),
+            "dec0": (4, 1),
         },
     ),
     "SegResNet": (
@@ -31,8 +36,15 @@ DOWN_AND_UP = {
     "BasicUNet": (
         {"name": "BasicUNet", "features": [4, 4, 8, 8, 16, 4]},
         {
-            **{"enc0": (4, 1), "enc1": (4, 2), "enc2": (8, 4), "enc3": (8, 8), "bottleneck": (16, 16)},
-            **{"dec3": (8, 8), "dec2": (8, 4), "dec1": (4, 2), "dec0": (4, 1)},
+            "enc0": (4, 1),
+            "enc1": (4, 2),
+            "enc2": (8, 4),
+            "enc3": (8, 8),
+            "bottleneck": (16, 16),
+            "dec3": (8, 8),
+            "dec2": (8, 4),
+            "dec1": (4, 2),
+            "dec0": (4, 1),
         },
     ),
     "AttentionUnet": (
