@@ -29,6 +29,16 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     return (kept * weight).sum() / total.clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def trusted_mean(values: Tensor, trust: Tensor | None = None) -> Tensor:
+    """Return the mean of a feature map ``(B, C, *s)`` over channels and trusted positions.
+
+    ``trust`` is ``(B, 1, *S)`` on any grid, brought to that of ``values`` by area, or None for one everywhere.
+    """
+    if trust is None:
+        return full(values).mean()
+    return weighted_mean(values, resize_to(full(trust), values.shape[2:]).expand_as(values))
+
+
 def kl_map(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     r"""Return :math:`\tau^2\,\mathrm{KL}(\sigma(t/\tau)\,\|\,\sigma(s/\tau))` of every voxel.
 

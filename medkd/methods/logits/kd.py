@@ -44,8 +44,7 @@ class KD(Method):
         super().__init__()
         if temperature <= 0:
             raise UserError(f"kd: temperature {temperature} must be above 0")
-        if reduction not in REDUCTIONS:
-            raise UserError(f"kd: reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+        check_reduction("kd", reduction)
         self.temperature, self.reduction, self.margin_mm = temperature, reduction, margin_mm
 
     def forward(self, student: View, teacher: View, batch: Batch) -> Terms:
@@ -53,17 +52,7 @@ class KD(Method):
             loss = binary_kl_map(student.logits, teacher.logits, self.temperature)
         else:
             loss = kl_map(student.logits, teacher.logits, self.temperature)
-        return {"kd": weighted_mean(loss, self._weight(teacher, batch))}
-
-    def _weight(self, teacher: View, batch: Batch) -> Tensor | None:
-        trust = None if teacher.trust is None else teacher.trust.squeeze(1)
-        if self.reduction == "uniform":
-            return trust
-        owner = teacher_owner(teacher, batch.regions)
-        if self.reduction == "balanced":
-            return balance(owner, teacher.logits.shape[1] + 1, trust)
-        near = dilate((owner > 0) | foreground(batch), self.margin_mm, batch.spacing_mm).float()
-        return near if trust is None else near * trust
+        return {"kd": weighted_mean(loss, voxel_weight(teacher, batch, self.reduction, self.margin_mm))}
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
@@ -72,6 +61,31 @@ def kd(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor | No
     Shapes: logits ``(B, K, *S)``, weight ``(B, *S)`` or None for the plain mean; a scalar.
     """
     return weighted_mean(kl_map(student, teacher, temperature), weight)
+
+
+def check_reduction(method: str, reduction: str) -> None:
+    """Refuse a reduction that :func:`voxel_weight` does not know."""
+    if reduction not in REDUCTIONS:
+        raise UserError(f"{method}: reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+
+
+def voxel_weight(teacher: View, batch: Batch, reduction: str, margin_mm: float) -> Tensor | None:
+    """Return what each voxel counts, ``(B, *S)``, or None for one everywhere.
+
+    Args:
+        teacher: its trust is a factor of every weight, and its likeliest class owns the voxel.
+        batch: its label shows foreground, and its spacing is that of the voxels.
+        reduction: ``balanced``, ``foreground`` or ``uniform``, as in :class:`KD`.
+        margin_mm: margin of ``foreground``, in mm.
+    """
+    trust = None if teacher.trust is None else teacher.trust.squeeze(1)
+    if reduction == "uniform":
+        return trust
+    owner = teacher_owner(teacher, batch.regions)
+    if reduction == "balanced":
+        return balance(owner, teacher.logits.shape[1] + 1, trust)
+    near = dilate((owner > 0) | foreground(batch), margin_mm, batch.spacing_mm).float()
+    return near if trust is None else near * trust
 
 
 def teacher_owner(teacher: View, regions: bool) -> Tensor:
