@@ -108,12 +108,7 @@ def compare(
     """
     if trained.labels != exported.labels:
         raise UserError(f"classes {list(trained.labels)} and {list(exported.labels)} differ; compare the same student")
-    # A graph of fixed size keeps the patch; the network must then keep it too.
-    was, trained.flexible = trained.flexible, trained.flexible and exported.flexible
-    try:
-        results = tuple(_compare_case(trained, exported, name, image) for name, image in cases)
-    finally:
-        trained.flexible = was
+    results = tuple(_compare_case(trained, exported, name, image) for name, image in cases)
     if not results:
         raise UserError("the export cannot be checked without cases; name at least one")
     parity = Parity(results, tolerance)

@@ -36,7 +36,6 @@ class SegmentationModel:
         overlap: share of a window that its neighbour covers.
         batch: windows per forward.
         mirror: average over the flips that training used; costs twice the time for each axis.
-        flexible: networks take any size divisible by the plan's total stride; None finds out by a small forward.
         identity: stands for the weights; written beside predictions.
 
     Raises:
@@ -52,7 +51,6 @@ class SegmentationModel:
         overlap: float = 0.5,
         batch: int = 1,
         mirror: bool = False,
-        flexible: bool | None = None,
         identity: str = "",
     ) -> None:
         if not networks:
@@ -63,7 +61,6 @@ class SegmentationModel:
         self.device = pick_device(device if any(isinstance(n, nn.Module) for n in networks) else "cpu")
         self.overlap, self.batch, self.mirror = overlap, batch, mirror
         self.networks = [n.eval().to(self.device) if isinstance(n, nn.Module) else n for n in networks]
-        self._flexible = flexible
 
     @classmethod
     def from_folder(cls, path: str | Path | Sequence[str | Path], **options: Any) -> SegmentationModel:
@@ -80,7 +77,7 @@ class SegmentationModel:
         if not folders:
             raise UserError("no model folder was given; name at least one")
         loaded = [_load(folder) for folder in folders]
-        cards = [card for _, card, _, _ in loaded]
+        cards = [card for _, card, _ in loaded]
         for folder, card in zip(folders[1:], cards[1:], strict=True):
             for part in ("labels", "in_channels"):
                 if getattr(card, part) != getattr(cards[0], part):
@@ -88,37 +85,14 @@ class SegmentationModel:
             for part in ("spacing_mm", "patch", "intensity"):
                 if card.plan[part] != cards[0].plan[part]:
                     raise UserError(f"{folder} and {folders[0]} differ in plan.{part}; an ensemble must share one plan")
-        hashes = [digest for _, _, _, digest in loaded]
+        hashes = [digest for _, _, digest in loaded]
         identity = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
-        known = [flexible for _, _, flexible, _ in loaded]
-        flexible = False if False in known else (None if None in known else True)
-        return cls([network for network, *_ in loaded], cards[0], flexible=flexible, identity=identity, **options)
+        return cls([network for network, *_ in loaded], cards[0], identity=identity, **options)
 
     @property
     def labels(self) -> dict[str, int]:
         """Class name -> label value."""
         return self.card.labels
-
-    @property
-    def flexible(self) -> bool:
-        """Whether the networks take any size that the plan's total stride divides; found out once, or set."""
-        if self._flexible is None:
-            self._flexible = self._try_sizes()
-        return self._flexible
-
-    @flexible.setter
-    def flexible(self, value: bool) -> None:
-        self._flexible = value
-
-    def _try_sizes(self) -> bool:
-        # Odd multiples: a network that halves more often than the plan says fails here and not on a patient.
-        shape = (1, self.card.in_channels, *[3 * step for step in self.plan.divisor])
-        try:
-            with torch.inference_mode():
-                answers = [network(torch.zeros(shape, device=self.device)) for network in self.networks]
-        except (RuntimeError, ValueError, AssertionError):
-            return False
-        return all(answer.shape[2:] == shape[2:] for answer in answers)
 
     def probabilities(self, prepared: Tensor | NDArray[np.float32]) -> Tensor:
         """Return the mean class probabilities of a prepared image.
@@ -174,7 +148,6 @@ class SegmentationModel:
             "overlap": self.overlap,
             "batch": self.batch,
             "device": self.device,
-            "divisible": self.plan.divisor if self.flexible else None,
         }
 
 
@@ -195,14 +168,14 @@ def pick_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _load(folder: Path) -> tuple[Network, ModelCard, bool | None, str]:
-    """Return the network of a folder, its card, whether it takes any size (None: not known), and its hash."""
+def _load(folder: Path) -> tuple[Network, ModelCard, str]:
+    """Return the network of a folder, its card, and the hash of its weights."""
     if (folder / "model.json").is_file():
         network, card = load_network(folder)
-        return network, card, None, str(json.loads((folder / "model.json").read_text()).get("sha256", ""))
+        return network, card, str(json.loads((folder / "model.json").read_text()).get("sha256", ""))
     if (folder / CARD).is_file():
         card, info = read_student(folder)
-        return OnnxNetwork(folder / GRAPH), card, bool(info.get("flexible")), str(info["sha256"])
+        return OnnxNetwork(folder / GRAPH), card, str(info["sha256"])
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist; give the folder of a trained stage or of an export")
     raise UserError(f"{folder} holds no model: neither model.json nor {CARD}; give the folder of a trained stage")

@@ -54,7 +54,7 @@ def read_student(folder: Path) -> tuple[ModelCard, dict[str, Any]]:
 
     Returns:
         The card, and what the export knows of the graph: ``sha256``, ``opset``, ``flexible`` (takes any size that the
-        plan's total stride divides).
+        plan's total stride divides, not the patch alone).
 
     Raises:
         UserError: incomplete, written by a newer medkd, or a graph that is not the one exported.

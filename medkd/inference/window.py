@@ -21,8 +21,6 @@ Network = Callable[[Tensor], Tensor]
 """Anything that maps ``(B, C, *S)`` to logits ``(B, K, *S)``."""
 SIGMA = 0.125
 """Standard deviation of the blending weight as a share of the window (MONAI's and nnU-Net's choice)."""
-STRETCH = 1.25
-"""A flexible network takes an axis up to this many patches long in one window instead of two overlapping ones."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,12 @@ class Grid:
         return max(range(len(self.starts)), key=lambda axis: (len(self.starts[axis]), -axis))
 
 
-def lay_grid(
-    shape: Sequence[int], patch: Sequence[int], overlap: float = 0.5, divisible: Sequence[int] | None = None
-) -> Grid:
+def lay_grid(shape: Sequence[int], patch: Sequence[int], overlap: float = 0.5) -> Grid:
     """Lay windows over an image of ``shape``.
+
+    A window is always one training patch. Windows fitted to small images were tried with one small UNet on 67
+    hippocampi of the Medical Segmentation Decathlon: they lost 0.002 Dice, since instance normalisation then sees
+    other statistics than in training, and gained no time on a CPU.
 
     Windows are spaced evenly; an axis gets one window fewer where that costs at most a quarter of a step of overlap.
 
@@ -59,32 +59,25 @@ def lay_grid(
         shape: image size along ``*S``, voxels.
         patch: window size along ``*S``, voxels; smaller images are padded to it, as much before as after.
         overlap: share of a window that its neighbour covers, in [0, 1).
-        divisible: for a network that takes any size divisible by this: small axes are padded only to the next multiple,
-            and axes up to :data:`STRETCH` patches long get one larger window. None keeps every window at ``patch``.
 
     Raises:
         ValueError: ranks differ, or ``overlap`` lies outside [0, 1).
     """
-    if len(shape) != len(patch) or (divisible is not None and len(divisible) != len(patch)):
+    if len(shape) != len(patch):
         raise ValueError(f"an image of shape {tuple(shape)} cannot be cut into windows of {tuple(patch)}")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must lie in [0, 1), not {overlap}")
-    window, padding, starts = [], [], []
-    for axis, (size, side) in enumerate(zip(shape, patch, strict=True)):
-        if divisible is not None:
-            # Two strides at least: instance normalisation refuses features that have shrunk to one voxel.
-            fitted = max(math.ceil(size / divisible[axis]) * divisible[axis], min(2 * divisible[axis], side))
-            side = fitted if fitted <= STRETCH * side else side
+    padding, starts = [], []
+    for size, side in zip(shape, patch, strict=True):
         extra = max(side - size, 0)
         room = max(size - side, 0)
         step = max(int(side * (1 - overlap)), 1)
         hops = max(math.ceil(room / step - 0.25), 1) if room else 0
         if hops and room > hops * side:  # without overlap nothing can be saved: windows must still touch
             hops = math.ceil(room / side)
-        window.append(side)
         padding.append((extra // 2, extra - extra // 2))
         starts.append(tuple(round(hop * room / hops) for hop in range(hops + 1)) if hops else (0,))
-    return Grid(tuple(window), tuple(padding), tuple(starts))
+    return Grid(tuple(patch), tuple(padding), tuple(starts))
 
 
 def gaussian(window: Sequence[int]) -> Tensor:
@@ -239,7 +232,6 @@ def sliding_window(
     batch: int = 1,
     mode: str = "softmax",
     device: torch.device | str | None = None,
-    divisible: Sequence[int] | None = None,
     accumulate: torch.device | str | None = None,
 ) -> Tensor:
     """Predict a whole image of any size.
@@ -254,7 +246,6 @@ def sliding_window(
         batch: windows per forward.
         mode: ``"softmax"`` (classes exclude each other), ``"sigmoid"`` (regions may overlap) or ``"logits"``.
         device: where ``network`` runs; None for where ``image`` lies.
-        divisible: see :func:`lay_grid`; only for networks that take any such size.
         accumulate: where logits are blended; None for ``device``.
 
     Returns:
@@ -263,7 +254,7 @@ def sliding_window(
     Raises:
         ValueError: unknown ``mode``, or shapes that do not fit.
     """
-    grid = lay_grid(image.shape[1:], patch, overlap, divisible)
+    grid = lay_grid(image.shape[1:], patch, overlap)
     out = torch.empty((classes, *image.shape[1:]))
     slabs = _votes(network, image, grid, mode, classes=classes, batch=batch, device=device, accumulate=accumulate)
     for rows, scores in slabs:
@@ -281,7 +272,6 @@ def predict_label(
     overlap: float = 0.5,
     batch: int = 1,
     device: torch.device | str | None = None,
-    divisible: Sequence[int] | None = None,
     accumulate: torch.device | str | None = None,
 ) -> NDArray[np.int16]:
     """Predict the label of a whole image without ever holding all classes at full size.
@@ -291,7 +281,7 @@ def predict_label(
     Returns:
         ``(*S)`` int16.
     """
-    grid = lay_grid(image.shape[1:], patch, overlap, divisible)
+    grid = lay_grid(image.shape[1:], patch, overlap)
     label = torch.empty(image.shape[1:], dtype=torch.int16)
     mode = "logits" if callable(network) or len(network) == 1 else "softmax"  # of one network both give the same class
     slabs = _votes(network, image, grid, mode, classes=classes, batch=batch, device=device, accumulate=accumulate)

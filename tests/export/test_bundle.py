@@ -68,7 +68,6 @@ def test_runs_and_agrees(make_model: Make, tmp_path: Path) -> None:
     volume = read_volume(image)
     theirs = read_label(tmp_path / "out" / "a_seg.nii.gz", like=volume)
     model = SegmentationModel.from_folder(folder)
-    model.flexible = False  # as the bundle: every window is a patch
     ours = model.predict(volume)
     assert len(np.unique(ours)) > 1
     assert (theirs == ours).mean() > 0.99
@@ -164,7 +163,6 @@ def test_without_medkd_installed(make_model: Make, tmp_path: Path, run_id: str) 
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     model = SegmentationModel.from_folder(folder)
-    model.flexible = False  # as the bundle: every window is a patch
     assert np.array_equal(read_label(tmp_path / "out" / "a_seg.nii.gz"), model.predict(read_volume(image)))
 
 

@@ -63,7 +63,7 @@ def test_numbers_by_hand(make_model: Make) -> None:
 
     image = np.ones((1, 8, 8, 8), np.float32)
     image[:, :4] = -1
-    models = [SegmentationModel([network], card, flexible=True) for network in (first, second)]
+    models = [SegmentationModel([network], card) for network in (first, second)]
     parity = compare(*models, [("a", image)])
     assert parity.agreement == 0.5
     assert parity.dice == {"background": 0.0, "left": pytest.approx(2 / 3), "right": None}
@@ -81,21 +81,11 @@ def test_nan_never_passes(make_model: Make, cases: list[tuple[str, NDArray[np.fl
         logits = model.networks[0](image)
         return logits * float("nan") if image.max() > 50 else logits
 
-    parity = compare(
-        model, SegmentationModel([broken], model.card, flexible=True), cases, tolerance=0.0, out=tmp_path / "p.json"
-    )
+    parity = compare(model, SegmentationModel([broken], model.card), cases, tolerance=0.0, out=tmp_path / "p.json")
     assert not parity.passed
     assert json.loads((tmp_path / "p.json").read_text())["difference"] is None
     with pytest.raises(UserError, match="case1 gives NaN"):
         require(parity)
-
-
-def test_both_get_the_same_windows(make_model: Make, cases: list[tuple[str, NDArray[np.float32]]]) -> None:
-    folder = make_model()
-    trained, fixed = SegmentationModel.from_folder(folder), SegmentationModel.from_folder(folder)
-    fixed.flexible = False
-    assert compare(trained, fixed, cases).difference == 0
-    assert trained.flexible
 
 
 def test_mistakes_are_told(make_model: Make) -> None:

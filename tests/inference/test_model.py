@@ -31,8 +31,7 @@ def test_probabilities_are_those_of_the_network(make_model: Make, volume: Volume
     model = SegmentationModel.from_folder(folder)
     prepared, _ = prepare_image(volume, model.plan)
     network, _ = load_network(folder)
-    expected = sliding_window(network, torch.from_numpy(prepared), classes=3, patch=(8, 8, 8), divisible=(2, 2, 2))
-    assert model.flexible
+    expected = sliding_window(network, torch.from_numpy(prepared), classes=3, patch=(8, 8, 8))
     torch.testing.assert_close(model.probabilities(prepared), expected)
     assert np.array_equal(model.label(prepared), expected.argmax(0).numpy())
 
@@ -82,11 +81,10 @@ def test_mirroring_follows_the_plan(make_model: Make, volume: Volume) -> None:
     assert not np.array_equal(plain.label(prepared), np.array([0, 2, 1])[flipped])
 
 
-def test_a_network_of_fixed_size_keeps_the_patch(make_model: Make, write_image: Make, tmp_path: Path) -> None:
+def test_a_network_that_knows_one_size_gets_it(make_model: Make, write_image: Make, tmp_path: Path) -> None:
     spec = {"name": "UNETR", "feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}
     folder = make_model(spec=spec, patch=(16, 16, 16), strides=((1, 1, 1),) + ((2, 2, 2),) * 2, kernels=((3,) * 3,) * 3)
     model = SegmentationModel.from_folder(folder)
-    assert not model.flexible
     assert model.predict(read_volume(write_image(tmp_path / "small.nii"))).shape == (11, 9, 6)
 
 
