@@ -127,7 +127,8 @@ class Patches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.sampling.seed, step])
-        drawn = [self._draw(rng) for _ in range(self.sampling.batch)]
+        labelled = self._labelled_of_batch(rng)
+        drawn = [self._draw(rng, i < labelled) for i in range(self.sampling.batch)]
         patches = [patch for _, patch in drawn]
         targets = [p.target for p in patches if p.target is not None]
         return Batch(
@@ -139,9 +140,15 @@ class Patches(Dataset[Batch]):
             trust=torch.stack([p.trust for p in patches]),
         )
 
-    def _draw(self, rng: np.random.Generator) -> tuple[str, Patch]:
+    def _labelled_of_batch(self, rng: np.random.Generator) -> int:
+        """How many patches have labels: every batch the same share, so that few steps go without a task loss."""
         s = self.sampling
-        from_labelled = bool(s.labelled) and (not s.unlabelled or rng.random() < s.labelled_share)
+        if not s.unlabelled or not s.labelled:
+            return s.batch if s.labelled else 0
+        return int(s.labelled_share * s.batch + rng.random())
+
+    def _draw(self, rng: np.random.Generator, from_labelled: bool) -> tuple[str, Patch]:
+        s = self.sampling
         pool = s.labelled if from_labelled else s.unlabelled
         case = pool[int(rng.integers(len(pool)))]
         affine = self.augment.wants_margin(rng)
