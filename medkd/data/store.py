@@ -188,7 +188,7 @@ def read_positions(path: Path) -> dict[int, Array]:
     if not path.is_file():
         raise UserError(f"{path} is missing; delete the folder {path.parent} and run again")
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             return {int(k): stored[k] for k in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from error
