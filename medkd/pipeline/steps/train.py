@@ -278,7 +278,6 @@ class Validation:
                     patch=self.ground.plan.patch,
                     overlap=0.25,
                     mode="logits",
-                    divisible=self.ground.plan.divisor,
                 )
                 .argmax(0)
                 .numpy()
