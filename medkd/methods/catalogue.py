@@ -13,7 +13,10 @@ from medkd.methods.base import Method, Sum, Weight
 CATALOGUE: dict[str, str] = {
     "boundary": "boundary.boundary:Boundary",
     "cwd": "logits.cwd:CWD",
+    "dist": "logits.dist:DIST",
+    "dkd": "logits.dkd:DKD",
     "kd": "logits.kd:KD",
+    "noisy_teacher": "logits.noisy_teacher:NoisyTeacher",
     "supervised": "supervised:Supervised",
 }
 
