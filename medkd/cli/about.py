@@ -19,7 +19,7 @@ data = typer.Typer(name="data", help="Look at, fetch or simulate a dataset.", ri
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell this one in full: formula, arguments, source.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Tell this one in full.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """List the methods, or tell one in full."""
@@ -63,7 +63,9 @@ def schema() -> int:
 
 @data.command()
 def inspect(
-    source: Annotated[str, typer.Argument(help="A folder, a .json or .csv file, or a known name.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder, a .json or .csv file, or a known name.", show_default=False)
+    ],
     root: Annotated[Path | None, typer.Option(metavar="DIR", help="Look for names here first.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cases at a time.")] = 1,
     as_json: AsJson = False,
@@ -111,7 +113,7 @@ def _tell(facts: Fingerprint) -> None:
 
 @data.command()
 def download(
-    name: Annotated[str, typer.Argument(help="As msd/Task04_Hippocampus.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As msd/Task04_Hippocampus.", show_default=False)],
     into: Annotated[Path, typer.Option(metavar="DIR", help="Folder that gets the dataset's folder.")] = Path("data"),
 ) -> int:
     """Fetch a dataset of the MSD.
@@ -129,7 +131,7 @@ def download(
 
 @data.command()
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", show_default=False)],
     cases: Annotated[int, typer.Option(min=1, help="Labelled patients.")] = 24,
     modality: Annotated[str, typer.Option(help="ct or mr.")] = "ct",
     seed: Annotated[int, typer.Option(help="Other seed, other patients.")] = 0,

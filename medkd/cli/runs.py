@@ -15,7 +15,7 @@ from medkd.errors import UserError
 if TYPE_CHECKING:
     from medkd.pipeline.run import Finished
 
-File = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The run's YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one value, as train.steps=500.")
 ]
@@ -41,13 +41,15 @@ def run(
     from medkd.pipeline.config import load_config
     from medkd.pipeline.run import run as do
 
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         config = load_config(file, overrides or (), networks=True)
         with Watch() as watch:
             finished = do(config, runs=runs, only=only, jobs=jobs, device=device, progress=watch)
     except KeyboardInterrupt:
         return fail(RESUME, code=130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         say_json(_record(finished))
     elif not finished.outcome.failed:
@@ -85,12 +87,14 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _tell(finished: Finished, only: str | None) -> None:
+    from medkd.cli.watch import clock, nodes
+
     outcome = finished.outcome
     if not outcome.done:
         say(f"all {len(outcome.reused)} nodes were already done; nothing to do")
     else:
         again = f", {len(outcome.reused)} were already done" if outcome.reused else ""
-        say(f"{len(outcome.done)} nodes done in {finished.seconds:.0f} s{again}")
+        say(f"{nodes(len(outcome.done))} done in {clock(finished.seconds)}{again}")
     if finished.report is not None:
         for line in _verdict(finished):
             say(line)
@@ -114,7 +118,7 @@ def _verdict(finished: Finished) -> list[str]:
     if not file.is_file():
         return []
     found = verdict(RunSummary.from_json(json.loads(file.read_text(encoding="utf-8"))))
-    return [line for line in (found.headline, found.evidence, found.lost) if line]
+    return [line for line in (found.evidence or found.headline, found.lost) if line]
 
 
 def _record(finished: Finished) -> dict[str, object]:
@@ -133,14 +137,18 @@ def _record(finished: Finished) -> dict[str, object]:
 
 
 def _failures(finished: Finished) -> int:
-    from medkd.pipeline.local import failures
+    """Print one line a failed node, and the traceback of what is our fault."""
+    from medkd.cli.watch import nodes
 
-    failed = finished.outcome.failed
-    if not failed:
+    outcome = finished.outcome
+    if not outcome.failed:
         return 0
-    traces = [failure.trace for failure in failed.values() if failure.trace]
-    for trace in traces:
+    traces = [failure.trace for failure in outcome.failed.values() if failure.trace]
+    for trace in dict.fromkeys(traces):
         note(trace)
-    kept = f"{len(finished.ended)} nodes are done and kept"
-    what = "1 node failed" if len(failed) == 1 else f"{len(failed)} nodes failed"
-    return fail(f"{what}: {'; '.join(failures(finished.outcome))}; {kept}", code=1 if traces else 2)
+    held = f", {nodes(len(outcome.skipped))} that need them not begun" if outcome.skipped else ""
+    told = [f"{node.name}: {failure.message}" for node, failure in outcome.failed.items()]
+    if len(told) == 1:
+        return fail(f"{told[0]} ({nodes(len(finished.ended))} done and kept{held})", code=1 if traces else 2)
+    head = f"{nodes(len(told))} failed ({nodes(len(finished.ended))} done and kept{held}):"
+    return fail("\n  ".join([head, *told]), code=1 if traces else 2)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from medkd.inference.predict import PredictedCase
     from medkd.report.summary import RunSummary
 
-Model = Annotated[Path, typer.Argument(help="Folder of a run or of a model, trained or exported.", show_default=False)]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run, or a trained or exported model.", show_default=False)
+]
 
 
 def predict(
     model: Model,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A volume or a folder.", show_default=False)],
-    output: Annotated[Path, typer.Argument(help="Folder, or for one volume a file.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder, or a file for one.", show_default=False)],
     device: Device = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 1,
     overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a window that the next covers.")] = 0.5,
@@ -64,8 +66,8 @@ def _case(case: PredictedCase) -> dict[str, object]:
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Predicted label maps.", show_default=False)],
-    labels: Annotated[Path, typer.Argument(help="True label maps of the same names.", show_default=False)],
+    predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Predicted label maps.", show_default=False)],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="True ones, of the same names.", show_default=False)],
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON with class names; without, a class is its number.")
     ] = None,
@@ -117,7 +119,7 @@ def _number(value: float) -> str:
 
 def export(
     model: Model,
-    out: Annotated[Path | None, typer.Argument(help="Folder to write; for a run's folder RUN/export.")] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder to write [MODEL/export for a run].")] = None,
     to: Annotated[
         list[str] | None, typer.Option(metavar="FORMAT", help="onnx (the default) or bundle; may be repeated.")
     ] = None,
@@ -171,7 +173,7 @@ def report(
         head, body = arms_table(run)
         table(head, body, numbers=range(1, len(head)))
         told = verdict(run)
-        for line in (told.headline, told.evidence, told.lost):
+        for line in (told.evidence or told.headline, told.lost):
             if line:
                 say(line)
         say(f"report: {write_report(run, folder / 'report.html')}")

@@ -82,7 +82,7 @@ class Watch:
             self.reused += 1
         elif state == "started":
             if self.reused:
-                self._line(f"{self.reused} nodes were finished before and are reused")
+                self._line(f"{nodes(self.reused)} finished before and reused")
                 self.reused = 0
             self.known[node] = {"began": time.monotonic(), "told": time.monotonic()}
             if self.live:
@@ -115,6 +115,11 @@ def said(known: Mapping[str, Any]) -> str:
     if "dice" in known:
         words.append(f"Dice {float(known['dice']):.3f}")
     return "  ".join(words)
+
+
+def nodes(count: int) -> str:
+    """Return ``1 node``, ``2 nodes``."""
+    return "1 node" if count == 1 else f"{count} nodes"
 
 
 def clock(seconds: float) -> str:

@@ -28,7 +28,7 @@ class Context:
         config: the whole run; results may depend only on the parts that the node's key reads.
         run_folder: ``runs/<name>``.
         data_root: where data sets are looked for by name, or None for the default places.
-        threads: CPU threads this node may use; None leaves the choice to torch.
+        threads: CPU threads this node may use, the executor's choice; None leaves it to torch.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``...
         progress: takes events; cheap, may be called at every step.
     """

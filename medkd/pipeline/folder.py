@@ -166,10 +166,11 @@ def find_model(path: Path) -> Path:
         except (OSError, ValueError):
             continue
         for entry in entries:
-            if (trained := nodes / entry["from"]).is_dir():
+            trained, exported = nodes / str(entry["from"]), folder / str(entry["folder"])
+            if trained.is_dir():
                 return trained
-            if (folder / entry["folder"] / "student.json").is_file():
-                return folder / entry["folder"]
+            if (exported / "student.json").is_file():
+                return exported
     trained_here = [folder for folder in nodes.glob("train.*.main-*") if read_manifest(folder) is not None]
     if not trained_here:
         raise UserError(f"{path} holds no trained model yet; run its YAML file first")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import psutil
 
 from medkd.pipeline.context import Context, silent
 from medkd.pipeline.folder import is_done
@@ -37,10 +39,11 @@ class Outcome:
 
 
 def cpu_count() -> int:
-    """Return the number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many threads this process should use: $OMP_NUM_THREADS, or its cores, two hyper-threads being one."""
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
+        return int(asked)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 def unfinished(graph: Graph, nodes: Collection[Node], folder: Path) -> set[Node]:
@@ -77,10 +80,11 @@ def execute(
     todo = _Todo(graph, nodes, context)
     if jobs == 1 or len(todo.waiting) < 2:
         while (node := todo.pop(busy=False)) is not None:
-            todo.ended(node, perform(todo.task(node), step, context.progress))
+            todo.ended(node, perform(todo.task(node, cpu_count()), step, context.progress))
         return todo.outcome
     jobs = min(jobs, len(todo.waiting))
-    workers = Workers(jobs, step, max(1, cpu_count() // jobs), context.progress)
+    share = max(1, cpu_count() // jobs)
+    workers = Workers(jobs, step, share, context.progress)
     running: set[Node] = set()
     try:
         while todo.waiting or running:
@@ -88,7 +92,7 @@ def execute(
             while workers.idle and not alone and (node := todo.pop(busy=bool(running))) is not None:
                 running.add(node)
                 alone = node.kind in ALONE
-                workers.start(todo.task(node, threads=cpu_count() if alone else max(1, cpu_count() // jobs)))
+                workers.start(todo.task(node, cpu_count() if alone else share))
             for task, failure in workers.wait():
                 running.discard(task.node)
                 todo.ended(task.node, failure)
@@ -120,12 +124,13 @@ class _Todo:
         self._tell({chosen[0]: "started"})
         return chosen[0]
 
-    def task(self, node: Node, threads: int | None = None) -> Task:
-        """Return the node ready to be done; ``threads`` where the context does not say."""
-        graph = self.graph
+    def task(self, node: Node, threads: int) -> Task:
+        """Return the node ready to be done with ``threads``, or in a training what its stage says."""
+        graph, config = self.graph, self.context.config
         inputs = graph.dependencies[node]
         # The function that takes events stays here: it may hold a terminal, which no other process can be sent.
-        context = replace(self.context, progress=silent, threads=self.context.threads or threads)
+        own = config.train_of(node.stage).threads if node.kind == "train" else None
+        context = replace(self.context, progress=silent, threads=own or threads)
         return Task(
             node,
             graph.keys[node],
@@ -160,11 +165,3 @@ class _Todo:
     def _tell(self, states: Mapping[Node, str]) -> None:
         for node, state in states.items():
             self.context.progress({"node": node.name, "state": state})
-
-
-def failures(outcome: Outcome) -> Iterator[str]:
-    """Yield one line a failed node, and one for what was not begun because of them."""
-    for node, failure in outcome.failed.items():
-        yield f"{node.name}: {failure.message}"
-    if outcome.skipped:
-        yield f"not begun because of this: {', '.join(node.name for node in outcome.skipped)}"

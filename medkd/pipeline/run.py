@@ -95,7 +95,7 @@ def run(
         graph = build_graph(config, key or _data_key(config, root, folder))
         wanted = graph.nodes if only is None else graph.of_stage(only)
         write_text(folder / "config.yaml", config.to_yaml())
-        context = Context(config, folder, root, config.train.threads, device, progress)
+        context = Context(config, folder, root, device=device, progress=progress)
         outcome = execute(graph, wanted, context, jobs=jobs, step=step)
         finished = Finished(folder, graph, outcome, time.monotonic() - clock)
         _show_report(finished)
