@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ class ModelCard:
     trained_on: tuple[str, ...] = ()
     patients: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> ModelCard:
+        """Return the card among the fields of ``body``; TypeError when one is missing."""
+        fields = {key: value for key, value in body.items() if key in cls.__dataclass_fields__}
+        for name in ("channels", "trained_on", "patients"):
+            fields[name] = tuple(fields.get(name, ()))
+        return cls(**fields)
 
     def build(self) -> nn.Module:
         """Return the network with fresh weights."""
@@ -93,11 +102,8 @@ def read_card(folder: Path) -> ModelCard:
         raise UserError(f"{path} is not a model card; train or export the model again")
     if body.get("format", 0) > FORMAT:
         raise UserError(f"{path} has format {body['format']}, this medkd reads up to {FORMAT}; upgrade medkd")
-    body = {key: value for key, value in body.items() if key in ModelCard.__dataclass_fields__}
-    for name in ("channels", "trained_on", "patients"):
-        body[name] = tuple(body.get(name, ()))
     try:
-        return ModelCard(**body)
+        return ModelCard.from_json(body)
     except TypeError as error:
         raise UserError(f"{path} is not a whole model card ({error}); train or export the model again") from error
 

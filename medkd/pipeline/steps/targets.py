@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from medkd.data.splits import check_leakage
 from medkd.inference.model import SegmentationModel
+from medkd.networks.weights import read_card
 from medkd.pipeline.context import Context
 from medkd.pipeline.graph import Node
 from medkd.pipeline.steps.ground import Ground
@@ -23,12 +25,10 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     folders = live_teachers(context.config.teachers_labelled(node.stage), inputs)
     model = SegmentationModel.from_folder(folders, device=context.device)
     split = ground.split(node.fold)
-    from medkd.networks.weights import read_card
-
-    for folder in folders:
-        card = read_card(folder)
-        check_leakage(card.trained_on, split, ground.dataset, str(folder))
-        check_teacher(folder, card, ground)
+    cards = {folder.name: read_card(folder) for folder in folders}
+    for name, card in cards.items():
+        check_leakage(card.trained_on, split, ground.dataset, name)
+        check_teacher(name, card, ground)
     store = TargetStore(out / "targets")
     cases = (*split.train, *split.unlabelled)
     for done, case in enumerate(cases, 1):
@@ -36,4 +36,4 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
             image = np.asarray(ground.store.image(case)[...])
             store.write(case, model.probabilities(image).numpy())
         context.progress({"node": node.name, "step": done, "of": len(cases)})
-    (out / "teachers.json").write_text(json.dumps([str(folder.resolve()) for folder in folders], indent=1))
+    (out / "teachers.json").write_text(json.dumps({name: asdict(card) for name, card in cards.items()}, indent=1))

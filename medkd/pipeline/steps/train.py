@@ -41,15 +41,15 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         labelled, rest = labelled_subset(split, ground.dataset, job.labelled, job.labelled_draw_seed)
         unlabelled = (*rest, *unlabelled)
     unlabelled = unlabelled if job.unlabelled else ()
-    teachers = teacher_folders(job, inputs)
-    cards = [read_card(folder) for folder in teachers]
-    for folder, card in zip(teachers, cards, strict=True):
-        check_leakage(card.trained_on, split, ground.dataset, str(folder))
-        check_teacher(folder, card, ground)
+    folders = [] if job.cached else live_teachers(job.teacher, inputs)
+    teachers = stored_cards(inputs) if job.cached else {folder.name: read_card(folder) for folder in folders}
+    for name, teacher in teachers.items():
+        check_leakage(teacher.trained_on, split, ground.dataset, name)
+        check_teacher(name, teacher, ground)
     seed_everything(job.train.seed)
     spec, learners = networks(job, inputs, ground)
     method = catalogue.combine((m.label, m.name, m.arguments, Weight(*m.span)) for m in job.methods)
-    live = [] if job.cached or job.labels_as_teacher else [load_network(folder)[0] for folder in teachers]
+    live = [load_network(folder)[0] for folder in folders]
     batch = ground.plan.batch if job.train.batch == "auto" else job.train.batch
     settings = settings_of(job, context)
     trainer = Trainer(
@@ -64,7 +64,7 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         ground.store,
         sampling(job, ground, labelled, unlabelled, batch),
         augment(job, ground),
-        targets(job, inputs, ground, teachers),
+        targets(job, inputs, ground),
     )
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
@@ -82,9 +82,11 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         labels=dict(ground.dataset.labels),
         plan=ground.plan.to_json(),
         channels=ground.dataset.channels,
-        trained_on=tuple(sorted({*labelled, *unlabelled, *(c for card in cards for c in card.trained_on)})),
-        patients=tuple(sorted({*ground.patients((*labelled, *unlabelled)), *(p for c in cards for p in c.patients)})),
-        provenance=provenance(node, ground, labelled, unlabelled, teachers, cards),
+        trained_on=tuple(sorted({*labelled, *unlabelled}.union(*(t.trained_on for t in teachers.values())))),
+        patients=tuple(
+            sorted({*ground.patients((*labelled, *unlabelled))}.union(*(t.patients for t in teachers.values())))
+        ),
+        provenance=provenance(node, ground, labelled, unlabelled, teachers),
     )
     keep(trainer, fit, card, out)
 
@@ -111,14 +113,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def teacher_folders(job: TrainJob, inputs: Mapping[str, Path]) -> list[Path]:
-    """Return the model folders of the teachers, from this run and from outside."""
-    if not job.teacher:
-        return []
-    if job.cached:
-        node = next(folder for name, folder in inputs.items() if name.startswith("targets."))
-        return [Path(folder) for folder in json.loads((node / "teachers.json").read_text())]
-    return live_teachers(job.teacher, inputs)
+def stored_cards(inputs: Mapping[str, Path]) -> dict[str, ModelCard]:
+    """Return the cards of the teachers behind stored targets, by the name of their folders."""
+    node = next(folder for name, folder in inputs.items() if name.startswith("targets."))
+    cards: dict[str, Any] = json.loads((node / "teachers.json").read_text())
+    return {name: ModelCard.from_json(card) for name, card in cards.items()}
 
 
 def live_teachers(teacher: tuple[str, ...], inputs: Mapping[str, Path]) -> list[Path]:
@@ -130,18 +129,18 @@ def live_teachers(teacher: tuple[str, ...], inputs: Mapping[str, Path]) -> list[
     return found
 
 
-def check_teacher(folder: Path, card: ModelCard, ground: Ground) -> None:
+def check_teacher(name: str, card: ModelCard, ground: Ground) -> None:
     """Refuse a teacher that speaks of other classes, or was made for other volumes."""
     if card.labels != ground.dataset.labels:
-        raise UserError(f"teacher {folder} knows {card.labels}, the dataset {ground.dataset.labels}; they must agree")
+        raise UserError(f"teacher {name} knows {card.labels}, the dataset {ground.dataset.labels}; they must agree")
     if card.in_channels != len(ground.dataset.channels):
         have = len(ground.dataset.channels)
-        raise UserError(f"teacher {folder} takes {card.in_channels} channels and the data have {have}")
+        raise UserError(f"teacher {name} takes {card.in_channels} channels and the data have {have}")
     theirs, ours = card.plan, ground.plan.to_json()
     for key in ("spacing_mm", "intensity"):
         if theirs[key] != ours[key]:
             raise UserError(
-                f"teacher {folder} was made for {key} {theirs[key]} and this run prepares {ours[key]}; "
+                f"teacher {name} was made for {key} {theirs[key]} and this run prepares {ours[key]}; "
                 f"set `plan: {{{key}: ...}}` to the teacher's"
             )
 
@@ -215,7 +214,7 @@ def augment(job: TrainJob, ground: Ground) -> Augment:
     )
 
 
-def targets(job: TrainJob, inputs: Mapping[str, Path], ground: Ground, teachers: list[Path]) -> Targets | None:
+def targets(job: TrainJob, inputs: Mapping[str, Path], ground: Ground) -> Targets | None:
     """Return the stored answers of the teachers, or what stands in their place in a control arm."""
     if job.labels_as_teacher:
         return LabelTargets(ground.store, ground.classes)
@@ -230,12 +229,11 @@ def provenance(
     ground: Ground,
     labelled: tuple[str, ...],
     unlabelled: tuple[str, ...],
-    teachers: list[Path],
-    cards: list[ModelCard],
+    teachers: Mapping[str, ModelCard],
 ) -> dict[str, Any]:
     """Return where the weights come from: data, licences, teachers, versions."""
     licences = {ground.dataset.name: ground.dataset.licence or "not stated"}
-    for card in cards:
+    for card in teachers.values():
         licences |= card.provenance.get("licences", {})
     return {
         "node": node.name,
@@ -243,7 +241,7 @@ def provenance(
         "data_hash": ground.facts["data_hash"],
         "labelled": list(labelled),
         "unlabelled": list(unlabelled),
-        "teachers": [folder.name for folder in teachers],
+        "teachers": list(teachers),
         "licences": licences,
         "leakage": "none",
         "versions": {name: version(name) for name in ("torch", "monai")},
