@@ -15,6 +15,7 @@ from medkd.pipeline.datakey import data_key
 from medkd.pipeline.folder import disk_errors, run_lock, write_text
 from medkd.pipeline.graph import Graph, Node, build_graph
 from medkd.pipeline.local import Outcome, execute
+from medkd.pipeline.reuse import adopt
 from medkd.pipeline.task import Step, run_step
 
 REPORT = "report.html"
@@ -96,6 +97,7 @@ def run(
         wanted = graph.nodes if only is None else graph.of_stage(only)
         write_text(folder / "config.yaml", config.to_yaml())
         context = Context(config, folder, root, device=device, progress=progress)
+        adopt(graph, wanted, folder)
         outcome = execute(graph, wanted, context, jobs=jobs, step=step)
         finished = Finished(folder, graph, outcome, time.monotonic() - clock)
         _show_report(finished)
