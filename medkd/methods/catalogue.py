@@ -11,11 +11,15 @@ from medkd.errors import UserError, nearest
 from medkd.methods.base import Method, Sum, Weight
 
 CATALOGUE: dict[str, str] = {
+    "at": "features.at:AT",
     "boundary": "boundary.boundary:Boundary",
     "cwd": "logits.cwd:CWD",
     "dist": "logits.dist:DIST",
     "dkd": "logits.dkd:DKD",
+    "fitnets": "features.fitnets:FitNets",
     "kd": "logits.kd:KD",
+    "mgd": "features.mgd:MGD",
+    "nfd": "features.nfd:NFD",
     "noisy_teacher": "logits.noisy_teacher:NoisyTeacher",
     "supervised": "supervised:Supervised",
 }

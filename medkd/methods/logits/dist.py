@@ -39,7 +39,7 @@ class DIST(Method):
     Departs from the paper: class-balanced by default; classes on which the teacher does not vary are left out of
         ``intra``; no ``inter`` for two classes, where a correlation is 1 or -1 and has no gradient.
 
-    Reference: Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022, arXiv:2205.10536, eq. 9.
+    Reference: Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022, arXiv:2205.10536, section 3.
     Code read: hunto/DIST_KD, classification and segmentation (all pixels of the batch are rows).
     """
 
