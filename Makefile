@@ -26,9 +26,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(STAMP)
+demo: $(STAMP) data/phantom/dataset.json
 	$(BIN)/medkd run pipelines/phantom.yaml
-	@echo "Report: $(CURDIR)/runs/phantom/report.html"
+	@echo "Open $(CURDIR)/runs/phantom/report.html"
+
+# Simulated scans, the same for everyone; written once.
+data/phantom/dataset.json: | $(STAMP)
+	$(BIN)/medkd data phantom data/phantom
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
