@@ -158,3 +158,12 @@ def label_to(label: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(label.shape[1:]) == tuple(size):
         return label
     return F.interpolate(label.unsqueeze(1).float(), tuple(size), mode="nearest-exact").squeeze(1).to(label.dtype)
+
+
+def first_head(output: Tensor | Sequence[Tensor], dims: int) -> Tensor:
+    """Return the logits ``(B, K, *S)`` of whatever a segmentation network returned, without deep-supervision heads.
+
+    ``output`` is a tensor, a stack ``(B, heads, K, *S)`` over ``dims`` axes, or a sequence, full resolution first.
+    """
+    first = output if isinstance(output, Tensor) else output[0]
+    return first[:, 0] if first.ndim == dims + 3 else first
