@@ -21,6 +21,7 @@ CATALOGUE: dict[str, str] = {
     "mgd": "features.mgd:MGD",
     "nfd": "features.nfd:NFD",
     "noisy_teacher": "logits.noisy_teacher:NoisyTeacher",
+    "reviewkd": "features.reviewkd:ReviewKD",
     "supervised": "supervised:Supervised",
 }
 
