@@ -32,6 +32,12 @@ class Method(nn.Module):
     """Needs the teacher network itself, beyond its taps (to run it on other images, say)."""
     min_batch: ClassVar[int] = 1
     """Smallest batch on which the terms mean anything."""
+    zero_at_teacher: ClassVar[bool] = False
+    """The terms are zero, their least, where the student shows what the teacher shows."""
+    example: ClassVar[Mapping[str, object]] = {}
+    """Constructor arguments for a tiny network, where the defaults do not fit one."""
+    exempt: ClassVar[Mapping[str, str]] = {}
+    """Rule of :mod:`medkd.conformance` -> why it cannot hold: ``{"batch": "compares the samples of a batch"}``."""
 
     def taps(self) -> tuple[str, ...]:
         """Return the names of the feature points read from student and teacher."""

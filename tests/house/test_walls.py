@@ -19,6 +19,7 @@ FLOORS = (
     ("methods",),
     ("teachers",),
     ("training",),
+    ("conformance",),
     ("inference",),
     ("evaluation",),
     ("export",),
