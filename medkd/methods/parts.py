@@ -15,6 +15,7 @@ from medkd.types import Tap
 NODES = 4096
 """Largest number of nodes of a pairwise map: 16^3 nodes make a map of 67 MB, 96^3 at stride 1 one of 3.1 TB."""
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
@@ -36,6 +37,33 @@ def conv(
 def norm(dims: int, channels: int) -> nn.Module:
     """Return an instance normalisation with learned scale: it means the same at batch 1."""
     return _NORM[dims - 1](channels, affine=True)
+
+
+class Norm(nn.Module):
+    """Normalisation that only scales and shifts where there is one number a channel to normalise over.
+
+    Args:
+        dims: spatial axes.
+        channels: of the input.
+        kind: ``instance``, which means the same at every batch size, or ``batch``.
+
+    Shapes: ``(B, C, *S)`` -> the same.
+    """
+
+    def __init__(self, dims: int, channels: int, kind: str = "instance") -> None:
+        super().__init__()
+        self.one_sample = kind == "instance"
+        self.norm = norm(dims, channels) if self.one_sample else _BATCH_NORM[dims - 1](channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised features."""
+        y: Tensor
+        if x.shape[2:].numel() * (1 if self.one_sample else len(x)) > 1:
+            y = self.norm(x)
+            return y
+        scale, shift = (p.view(1, -1, *[1] * (x.ndim - 2)) for p in self.norm.parameters())
+        y = x * scale + shift
+        return y
 
 
 class Adapter(nn.Module):
@@ -197,7 +225,7 @@ def class_embeddings(x: Tensor, masks: Tensor, least: float = 1.0) -> tuple[Tens
 
     Shapes: ``(B, K, C)`` float32, and ``(B, K)`` bool.
     """
-    m = resize_to(full(masks), x.shape[2:]).flatten(2)
+    m = resize_to(full(masks), x.shape[2:]).flatten(2).to(full(x).dtype)
     mass = m.sum(-1)
     means = torch.einsum("bcn,bkn->bkc", full(x).flatten(2), m) / mass.clamp_min(1e-6).unsqueeze(-1)
     return means, mass >= least
@@ -233,6 +261,7 @@ __all__ = [
     "Bank",
     "Critic",
     "Generator",
+    "Norm",
     "balanced_sample",
     "class_embeddings",
     "conv",
