@@ -16,12 +16,16 @@ CATALOGUE: dict[str, str] = {
     "cwd": "logits.cwd:CWD",
     "dist": "logits.dist:DIST",
     "dkd": "logits.dkd:DKD",
+    "emkd": "relations.emkd:EMKD",
     "fitnets": "features.fitnets:FitNets",
+    "ifvd": "relations.ifvd:IFVD",
     "kd": "logits.kd:KD",
     "mgd": "features.mgd:MGD",
     "nfd": "features.nfd:NFD",
     "noisy_teacher": "logits.noisy_teacher:NoisyTeacher",
     "reviewkd": "features.reviewkd:ReviewKD",
+    "rkd": "relations.rkd:RKD",
+    "sp": "relations.sp:SP",
     "supervised": "supervised:Supervised",
 }
 
