@@ -181,6 +181,7 @@ def test_accumulated_micro_batches_are_one_batch(run: Any) -> None:
             run.total(**methods),
             teachers=[teacher],
             steps=3,
+            optimiser="sgd",  # AdamW would forgive a gradient of twice the size
             accumulate=accumulate,
             folder=run.folder / str(accumulate),
         )
@@ -269,6 +270,26 @@ def test_deep_supervision(run: Any, ema: float | None) -> None:
     student.load_state_dict(fit.state)
     heads = [p for name, p in student.named_parameters() if "superhead" in name or "deep_supervision_heads" in name]
     assert heads
+
+
+def test_bf16_learns_and_its_terms_are_single_precision(run: Any) -> None:
+    seen = []
+
+    class Look(Method):
+        def forward(self, student: View, teacher: View, batch: Batch) -> Terms:
+            seen.append((student.logits.dtype, student.taps["0"].dtype))
+            return {"x": student.logits.mean() * 0}
+
+        def taps(self) -> tuple[str, ...]:
+            return ("0",)
+
+    trainer = run.trainer(
+        run.tiny(), run.total(sup=Supervised(), kd=KD(), look=Look()), teachers=[run.tiny(1)], precision="bf16"
+    )
+    run.fit(trainer)
+    terms = [e["terms"] for e in run.events if "terms" in e]
+    assert terms[-1]["sup/ce"] < terms[0]["sup/ce"]
+    assert seen[0] == (torch.float32, torch.bfloat16)
 
 
 def test_an_unlabelled_batch_teaches_by_the_teacher_alone(run: Any) -> None:
