@@ -88,11 +88,21 @@ class Tap(NamedTuple):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a dry run found in a network: its feature points, classes and spatial dimensions."""
+    """What a dry run found in a network.
+
+    Args:
+        taps: feature point -> channels and stride.
+        classes: of its logits.
+        dims: spatial axes.
+        heads: feature point -> path of the module that makes the logits from it alone, where there is one.
+        network: the network itself, for the few methods that ship a part of it.
+    """
 
     taps: Mapping[str, Tap]
     classes: int
     dims: int = 3
+    heads: Mapping[str, str] = field(default_factory=dict)
+    network: nn.Module | None = None
 
 
 class Round(Protocol):

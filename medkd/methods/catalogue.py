@@ -25,6 +25,7 @@ CATALOGUE: dict[str, str] = {
     "noisy_teacher": "logits.noisy_teacher:NoisyTeacher",
     "reviewkd": "features.reviewkd:ReviewKD",
     "rkd": "relations.rkd:RKD",
+    "simkd": "features.simkd:SimKD",
     "sp": "relations.sp:SP",
     "supervised": "supervised:Supervised",
 }

@@ -35,9 +35,13 @@ def split_output(output: Any, dims: int) -> tuple[Tensor, list[Tensor]]:
 
 
 @contextmanager
-def _recording(modules: dict[str, nn.Module], seen: dict[str, Tensor]) -> Iterator[None]:
+def _recording(
+    modules: dict[str, nn.Module], seen: dict[str, Tensor], fed: dict[str, Tensor] | None = None
+) -> Iterator[None]:
     def hook(name: str) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def keep(_module: nn.Module, inputs: Any, output: Any) -> None:
+            if fed is not None and len(inputs) == 1 and isinstance(inputs[0], Tensor):
+                fed[name] = inputs[0]
             if isinstance(output, Tensor):
                 seen.pop(name, None)  # a module called twice counts where it was called last
                 seen[name] = output
@@ -73,11 +77,13 @@ class Tapped:
         self.dims = image.ndim - 2
         modules = {name: module for name, module in network.named_modules() if name}
         seen: dict[str, Tensor] = {}
+        fed: dict[str, Tensor] = {}
         training = network.training
         network.eval()
         try:
-            with torch.no_grad(), _recording(modules, seen):
-                self.logits_shape = tuple(split_output(network(image), self.dims)[0].shape)
+            with torch.no_grad(), _recording(modules, seen, fed):
+                logits = split_output(network(image), self.dims)[0]
+                self.logits_shape = tuple(logits.shape)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise UserError(
                 f"the network cannot run on a patch of {tuple(image.shape[2:])}: {str(error).splitlines()[0]}; "
@@ -94,6 +100,8 @@ class Tapped:
         self._friendly = tuple(friendly)
         self._paths |= friendly
         self._shapes |= {name: self._shapes[path] for name, path in friendly.items()}
+        self._heads = _heads(seen, fed, logits)
+        self._heads |= {name: self._heads[path] for name, path in friendly.items() if path in self._heads}
 
     @staticmethod
     def _tap(image: Tensor, out: Tensor) -> Tap:
@@ -110,8 +118,8 @@ class Tapped:
 
     @property
     def anatomy(self) -> Anatomy:
-        """Channels and strides of every tap, friendly or by module path."""
-        return Anatomy(self._shapes, self.logits_shape[1], self.dims)
+        """Channels, strides and heads of every tap, friendly or by module path."""
+        return Anatomy(self._shapes, self.logits_shape[1], self.dims, self._heads, self.network)
 
     def path(self, name: str) -> str:
         """Return the module path of a tap.
@@ -134,6 +142,13 @@ class Tapped:
             logits, heads = split_output(self.run(image), self.dims)
         found = {name: seen[path] for name, path in paths.items()}
         return View(logits, found | {f"logits_{i}": head for i, head in enumerate(heads, 1)})
+
+
+def _heads(seen: dict[str, Tensor], fed: dict[str, Tensor], logits: Tensor) -> dict[str, str]:
+    """Return tap -> the outermost module that was fed the tap and nothing else, and returned the logits."""
+    # a module ends after the ones inside it, so that the last is the outermost
+    makers = {id(x): name for name, x in fed.items() if seen.get(name) is logits and x is not logits}
+    return {name: makers[id(out)] for name, out in seen.items() if id(out) in makers}
 
 
 def _friendly(strides: dict[str, tuple[int, ...]], heads: set[str]) -> dict[str, str]:

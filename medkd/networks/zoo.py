@@ -131,13 +131,19 @@ def build(
 ) -> nn.Module:
     """Return the network that ``spec`` names; arguments and errors as in :func:`complete`.
 
-    In evaluation the network maps ``(B, in_channels, *S)`` to logits ``(B, classes, *S)``.
+    In evaluation the network maps ``(B, in_channels, *S)`` to logits ``(B, classes, *S)``. It carries its complete
+    spec as ``network.spec``. A class may name arguments that are networks in ``networks``; a spec writes them as specs.
     """
     full = complete(spec, in_channels=in_channels, classes=classes, patch=patch, strides=strides, kernels=kernels)
-    name = full.pop("name")
+    name, found = full["name"], _find(full["name"])
+    arguments = {key: value for key, value in full.items() if key != "name"}
+    for key in getattr(found, "networks", ()):
+        arguments[key] = build(arguments[key], in_channels=in_channels, classes=classes, patch=patch)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI and torch announce their own future, not the user's mistake
-            return _find(name)(**full)
+            network = found(**arguments)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise UserError(f"network {name} cannot be built from {full}: {error}") from error
+    network.__dict__["spec"] = full
+    return network

@@ -13,12 +13,10 @@ from medkd.errors import UserError
 from medkd.methods.base import Method
 from medkd.methods.features.fitnets import pair_taps
 from medkd.methods.ops import full, resize_to, trusted_mean
-from medkd.methods.parts import conv
-from medkd.methods.parts import norm as instance_norm
+from medkd.methods.parts import Norm, conv
 from medkd.types import Anatomy, Batch, Terms, View
 
 NORMS = ("instance", "batch")
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @final
@@ -108,10 +106,10 @@ class Fusion(nn.Module):
     ) -> None:
         super().__init__()
         self.inside = conv(dims, student, width, bias=False)
-        self.inside_norm = _Norm(norm, dims, width)
+        self.inside_norm = Norm(dims, width, norm)
         self.gates = conv(dims, 2 * width, 2) if gated else None
         self.outside = conv(dims, width, teacher, 3, bias=False)
-        self.outside_norm = _Norm(norm, dims, teacher)
+        self.outside_norm = Norm(dims, teacher, norm)
         for layer in (self.inside, self.outside):
             assert isinstance(layer.weight, Tensor)
             nn.init.kaiming_uniform_(layer.weight, a=1)
@@ -172,24 +170,6 @@ def hcl(student: Tensor, teacher: Tensor, levels: Sequence[int] = (4, 2, 1), tru
         loss = loss + weight * trusted_mean(pooled.square(), share)
         total += weight
     return loss / total
-
-
-class _Norm(nn.Module):
-    """Normalisation that only scales and shifts where there is one number a channel to normalise over."""
-
-    def __init__(self, kind: str, dims: int, channels: int) -> None:
-        super().__init__()
-        self.one_sample = kind == "instance"
-        self.norm = instance_norm(dims, channels) if self.one_sample else _BATCH_NORM[dims - 1](channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor
-        if x.shape[2:].numel() * (1 if self.one_sample else len(x)) > 1:
-            y = self.norm(x)
-            return y
-        scale, shift = (p.view(1, -1, *[1] * (x.ndim - 2)) for p in self.norm.parameters())
-        y = x * scale + shift
-        return y
 
 
 def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:

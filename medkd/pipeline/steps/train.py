@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,19 @@ import torch
 from torch import nn
 
 from medkd.data.patches import HardTargets, LabelTargets, Patches, Sampling, Targets, stream
-from medkd.data.splits import check_leakage, labelled_subset
+from medkd.data.splits import labelled_subset
 from medkd.data.strides import thick_axis
 from medkd.data.transforms import Augment
 from medkd.errors import UserError
 from medkd.inference.window import sliding_window
 from medkd.methods import catalogue
 from medkd.methods.base import Weight
-from medkd.networks.weights import ModelCard, load_network, read_card, save_network
+from medkd.networks.weights import ModelCard, load_network, save_network
 from medkd.networks.zoo import build, complete
 from medkd.pipeline.context import Context
 from medkd.pipeline.graph import Node, TrainJob, train_job
 from medkd.pipeline.steps.ground import Ground
+from medkd.pipeline.steps.teachers import admit, cards_of, live_teachers, stored_cards
 from medkd.teachers.cache import TargetStore
 from medkd.training.fit import Fit, Trainer
 from medkd.training.settings import Settings
@@ -36,16 +38,17 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     """Write the model folder (best by validation Dice), ``last/``, ``log.jsonl`` and ``result.json``."""
     ground, job = Ground.of(inputs, context), train_job(context.config, node)
     split = ground.split(node.fold)
+    ground.check_classes(node.fold or 0)
     labelled, unlabelled = split.train, split.unlabelled
     if job.labelled is not None:
         labelled, rest = labelled_subset(split, ground.dataset, job.labelled, job.labelled_draw_seed)
         unlabelled = (*rest, *unlabelled)
     unlabelled = unlabelled if job.unlabelled else ()
     folders = [] if job.cached else live_teachers(job.teacher, inputs)
-    teachers = stored_cards(inputs) if job.cached else {folder.name: read_card(folder) for folder in folders}
-    for name, teacher in teachers.items():
-        check_leakage(teacher.trained_on, split, ground.dataset, name)
-        check_teacher(name, teacher, ground)
+    teachers = stored_cards(inputs) if job.cached else cards_of(folders)
+    admit(teachers, split, ground.dataset, ground.plan)
+    start = {} if job.init is None else cards_of(live_teachers((job.init,), inputs)[:1])
+    before = {**teachers, **start}  # whatever these have seen is in the new weights too
     seed_everything(job.train.seed)
     spec, learners = networks(job, inputs, ground)
     method = catalogue.combine((m.label, m.name, m.arguments, Weight(*m.span)) for m in job.methods)
@@ -82,11 +85,11 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         labels=dict(ground.dataset.labels),
         plan=ground.plan.to_json(),
         channels=ground.dataset.channels,
-        trained_on=tuple(sorted({*labelled, *unlabelled}.union(*(t.trained_on for t in teachers.values())))),
+        trained_on=tuple(sorted({*labelled, *unlabelled}.union(*(t.trained_on for t in before.values())))),
         patients=tuple(
-            sorted({*ground.patients((*labelled, *unlabelled))}.union(*(t.patients for t in teachers.values())))
+            sorted({*ground.patients((*labelled, *unlabelled))}.union(*(t.patients for t in before.values())))
         ),
-        provenance=provenance(node, ground, labelled, unlabelled, teachers),
+        provenance=provenance(node, ground, labelled, unlabelled, teachers, before),
     )
     keep(trainer, fit, card, out)
 
@@ -98,6 +101,7 @@ def _dice(event: Mapping[str, Any]) -> dict[str, float]:
 def keep(trainer: Trainer, fit: Fit, card: ModelCard, out: Path) -> None:
     """Write best and last weights and the result; the optimiser's state has done its work."""
     network = trainer.kept
+    card = replace(card, network=getattr(network, "spec", card.network))  # a method may ship more than the student
     save_network(out / "last", network, card)
     network.load_state_dict(fit.state)
     save_network(out, network, card)
@@ -111,38 +115,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # libraries below us still draw from the global generator
     torch.manual_seed(seed)
-
-
-def stored_cards(inputs: Mapping[str, Path]) -> dict[str, ModelCard]:
-    """Return the cards of the teachers behind stored targets, by the name of their folders."""
-    node = next(folder for name, folder in inputs.items() if name.startswith("targets."))
-    cards: dict[str, Any] = json.loads((node / "teachers.json").read_text())
-    return {name: ModelCard.from_json(card) for name, card in cards.items()}
-
-
-def live_teachers(teacher: tuple[str, ...], inputs: Mapping[str, Path]) -> list[Path]:
-    """Return the folder of every network behind a list of teachers, in its order."""
-    found: list[Path] = []
-    for name in teacher:
-        inside = [folder for node, folder in inputs.items() if node.startswith(f"train.{name}.m")]
-        found += inside or [Path(name)]
-    return found
-
-
-def check_teacher(name: str, card: ModelCard, ground: Ground) -> None:
-    """Refuse a teacher that speaks of other classes, or was made for other volumes."""
-    if card.labels != ground.dataset.labels:
-        raise UserError(f"teacher {name} knows {card.labels}, the dataset {ground.dataset.labels}; they must agree")
-    if card.in_channels != len(ground.dataset.channels):
-        have = len(ground.dataset.channels)
-        raise UserError(f"teacher {name} takes {card.in_channels} channels and the data have {have}")
-    theirs, ours = card.plan, ground.plan.to_json()
-    for key in ("spacing_mm", "intensity"):
-        if theirs[key] != ours[key]:
-            raise UserError(
-                f"teacher {name} was made for {key} {theirs[key]} and this run prepares {ours[key]}; "
-                f"set `plan: {{{key}: ...}}` to the teacher's"
-            )
 
 
 def networks(job: TrainJob, inputs: Mapping[str, Path], ground: Ground) -> tuple[dict[str, Any], dict[str, nn.Module]]:
@@ -198,6 +170,7 @@ def sampling(
         spacing_mm=ground.plan.spacing_mm,
         foreground=job.train.foreground,
         pseudo=job.hard_teacher,
+        live_teacher=bool(job.teacher) and not job.cached,
         seed=job.train.seed,
     )
 
@@ -229,11 +202,12 @@ def provenance(
     ground: Ground,
     labelled: tuple[str, ...],
     unlabelled: tuple[str, ...],
-    teachers: Mapping[str, ModelCard],
+    teachers: Iterable[str],
+    before: Mapping[str, ModelCard],
 ) -> dict[str, Any]:
     """Return where the weights come from: data, licences, teachers, versions."""
     licences = {ground.dataset.name: ground.dataset.licence or "not stated"}
-    for card in teachers.values():
+    for card in before.values():
         licences |= card.provenance.get("licences", {})
     return {
         "node": node.name,
