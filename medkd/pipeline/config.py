@@ -243,7 +243,7 @@ def parse(document: Document, *, networks: bool = False) -> RunConfig:
     # In steps, since what comes later takes longer to import.
     mistakes = rules.mistakes(config) or rules.method_mistakes(config)
     if not mistakes and networks:
-        mistakes = rules.network_mistakes(config)
+        mistakes = rules.plan_mistakes(config) + rules.network_mistakes(config)
     if mistakes:
         raise UserError("\n".join(document.error(path, message) for path, message in mistakes))
     return config

@@ -16,7 +16,11 @@ from typing import Any
 from medkd.errors import UserError
 
 MANIFEST = "manifest.json"
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than this disk or `ulimit -f` allows",
+}
 _CLOSED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "it is read-only"}
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medkd.errors import UserError, nearest
 from medkd.pipeline.config import RunConfig, Stage
 from medkd.pipeline.yamlfile import KeyPath
+
+if TYPE_CHECKING:
+    from medkd.data.dataset import Dataset
 
 Mistake = tuple[KeyPath, str]
 """Where, and one sentence without the place."""
@@ -41,6 +45,7 @@ def mistakes(config: RunConfig) -> list[Mistake]:
     for name, stage in config.stages.items():
         found += [(("stages", name, *path), message) for path, message in _stage(config, name, stage)]
     found += _cycle(config)
+    found += _export(config)
     for i, metric in enumerate(config.evaluate.metrics):
         if metric not in _METRICS and not re.fullmatch(r"nsd_\d+(\.\d+)?mm", metric):
             known = f"{nearest(metric, _METRICS)}; known: {', '.join(_METRICS)} (any number of mm)"
@@ -67,6 +72,8 @@ def _stage(config: RunConfig, name: str, stage: Stage) -> Iterator[Mistake]:
         yield ("control",), "a control arm compares with a teacher, and this stage has none; drop `control`"
     if len(set(stage.control)) < len(stage.control):
         yield ("control",), "an arm is named twice; keep one"
+    if stage.unlabelled and not stage.teacher:
+        yield ("unlabelled",), "only a teacher can speak about unlabelled cases; add `teacher`, or drop `unlabelled`"
     seeds = config.seeds_of(name)
     if len(set(seeds)) < len(seeds):
         yield ("seeds",), "a seed is named twice; keep one"
@@ -74,6 +81,15 @@ def _stage(config: RunConfig, name: str, stage: Stage) -> Iterator[Mistake]:
     for i, label in enumerate(labels):
         if label in labels[:i]:
             yield ("methods", i), f"{label!r} is there twice; give one of them another name with `as:`"
+
+
+def _export(config: RunConfig) -> Iterator[Mistake]:
+    from medkd.pipeline.graph import exported_stage
+
+    stage = exported_stage(config)
+    if config.export and len(config.stages[stage].model) > 1:
+        message = f"stage {stage} has several models and cannot be exported as one; distil it, or drop `export`"
+        yield ("export",), message
 
 
 def _cycle(config: RunConfig) -> list[Mistake]:
@@ -130,6 +146,24 @@ def _all_cacheable(stage: Stage) -> bool:
     return all(catalogue.cacheable(method.name, method.arguments) for method in stage.methods)
 
 
+def plan_mistakes(config: RunConfig) -> list[Mistake]:
+    """Read the values of the plan that are set by hand; imports numpy."""
+    from medkd.data.plan import Plan
+    from medkd.data.plan_values import parse
+
+    known = sorted(name for name in Plan.__dataclass_fields__ if name != "notes")
+    found: list[Mistake] = []
+    for key, value in config.plan.items():
+        if key not in known:
+            found.append((("plan", key), f"unknown key{nearest(key, known)}; valid: {', '.join(known)}"))
+        elif value is not None and value != "auto":
+            try:
+                parse(key, value, None)
+            except UserError as error:
+                found.append((("plan", key), str(error).removeprefix(f"plan.{key} ")))
+    return found
+
+
 def network_mistakes(config: RunConfig) -> list[Mistake]:
     """Look up every network and its arguments; imports MONAI, builds nothing."""
     from medkd.networks import zoo
@@ -143,3 +177,21 @@ def network_mistakes(config: RunConfig) -> list[Mistake]:
                 key = next((key for key in model.arguments if f"argument {key!r}" in str(error)), None)
                 found.append((("stages", name, "model", i, *((key,) if key else ())), str(error)))
     return found
+
+
+def check_splits(config: RunConfig, dataset: Dataset) -> None:
+    """Split the cases as the run will, to find out before it begins that there are too few.
+
+    Raises:
+        UserError: the folds need more patients, or a stage wants more labels than a fold's training cases have.
+    """
+    from medkd.data.splits import make_folds
+
+    data = config.data
+    folds = make_folds(dataset, folds=data.folds, seed=data.seed, validation=data.validation)
+    for name, stage in config.stages.items():
+        for fold in data.run_folds:
+            have = len(folds[fold].train)
+            if stage.labelled is not None and stage.labelled > have:
+                wants = f"stages.{name}.labelled is {stage.labelled}"
+                raise UserError(f"{wants} but fold {fold} has {have} training cases; lower it")

@@ -16,6 +16,7 @@ from medkd.pipeline.folder import disk_errors, run_lock, write_text
 from medkd.pipeline.graph import Graph, Node, build_graph
 from medkd.pipeline.local import Outcome, execute
 from medkd.pipeline.reuse import adopt
+from medkd.pipeline.rules import check_splits
 from medkd.pipeline.task import Step, run_step
 
 REPORT = "report.html"
@@ -82,14 +83,15 @@ def run(
         key: digest of the data set; worked out from its files when None.
 
     Raises:
-        UserError: unknown stage, missing data, a folder that is in use or cannot be written. A node that fails is told
-            in the outcome instead.
+        UserError: unknown stage or device, missing data, too few cases, a folder that is in use or cannot be written.
+            A node that fails is told in the outcome instead.
         KeyboardInterrupt: finished nodes are whole, and the same call goes on.
     """
     clock = time.monotonic()
     if only is not None and only not in config.stages:
         stages = ", ".join(config.stages)
         raise UserError(f"--only {only}: no stage is called that{nearest(only, config.stages)}; this run has {stages}")
+    _check_device(device)
     folder = runs / config.name
     root = None if config.data.root is None else Path(config.data.root)
     with run_lock(folder):
@@ -107,7 +109,16 @@ def run(
 def _data_key(config: RunConfig, root: Path | None, folder: Path) -> str:
     from medkd.data.dataset import load_dataset
 
-    return data_key(load_dataset(config.data.source, root), folder / "data_files.json")
+    dataset = load_dataset(config.data.source, root)
+    check_splits(config, dataset)
+    return data_key(dataset, folder / "data_files.json")
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu"):
+        from medkd.inference.model import pick_device
+
+        pick_device(device)
 
 
 def _show_report(finished: Finished) -> None:

@@ -69,8 +69,9 @@ class Trainer:
         folder: Path,
     ) -> None:
         self.settings, self.method, self.folder = settings, method, folder
-        accelerator = "auto" if settings.device == "auto" else settings.device
-        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=settings.fabric_precision())  # type: ignore[arg-type]
+        accelerator, _, number = settings.device.partition(":")  # cuda:1
+        devices = [int(number)] if number else 1
+        self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=settings.fabric_precision())  # type: ignore[arg-type]
         blank = torch.zeros(1, *image_shape)
         tapped = {name: Tapped(network, blank) for name, network in learners.items()}
         frozen = [Tapped(network.eval().requires_grad_(False), blank) for network in teachers]

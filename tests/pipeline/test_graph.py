@@ -254,5 +254,5 @@ def test_one_stage_brings_only_what_it_needs() -> None:
 
 def test_the_last_stage_with_a_teacher_is_shipped() -> None:
     assert exported_stage(read()) == "student"
-    plain = read("stages.student.methods=[supervised]", "stages.student.teacher=null", "evaluate.compare=null")
+    plain = read("stages.student.methods=[supervised]", "stages.student.teacher=null", "export=null")
     assert exported_stage(plain) == "teachers"

@@ -16,7 +16,7 @@ from medkd.inference.model import SegmentationModel
 from medkd.pipeline.context import Context
 from medkd.pipeline.graph import Node
 from medkd.pipeline.steps.ground import Ground
-from medkd.pipeline.steps.train import live_teachers
+from medkd.pipeline.steps.teachers import live_teachers
 
 BUDGET_S = 8.0
 """Seconds for the timed runs."""

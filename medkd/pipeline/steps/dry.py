@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from medkd.networks.taps import Tapped
 from medkd.networks.weights import load_network
 from medkd.networks.zoo import build
 from medkd.pipeline.config import RunConfig, Stage
+from medkd.pipeline.rules import check_splits
+from medkd.pipeline.steps.teachers import admit, cards_of
 from medkd.training.fit import Trainer
 from medkd.training.settings import Settings
 from medkd.types import IGNORE, Batch
@@ -38,10 +41,11 @@ def dry_run(config: RunConfig) -> list[str]:
     """
     root = None if config.data.root is None else Path(config.data.root)
     dataset = load_dataset(config.data.source, root)
+    check_splits(config, dataset)
     split = make_folds(dataset, folds=config.data.folds, seed=config.data.seed, validation=config.data.validation)[
         config.data.run_folds[0]
     ]
-    plan = provisional_plan(config, dataset)
+    plan, voxels = provisional_plan(config, dataset)
     told = [
         f"plan: spacing {plan.spacing_mm} mm, patch {plan.patch}, batch {plan.batch} (from {SAMPLE} cases at most)",
         (
@@ -50,23 +54,33 @@ def dry_run(config: RunConfig) -> list[str]:
         ),
     ]
     for name, stage in config.stages.items():
-        told += [f"{name}: {line}" for line in _stage(config, name, stage, dataset, split, plan)]
+        told += [f"{name}: {line}" for line in _stage(config, name, stage, dataset, split, plan, voxels)]
     return told
 
 
-def provisional_plan(config: RunConfig, dataset: Dataset) -> Plan:
-    """Return the plan that a few of the cases suggest."""
+def provisional_plan(config: RunConfig, dataset: Dataset) -> tuple[Plan, float]:
+    """Return the plan that a few of the cases suggest, and the voxels of a median case once it is prepared.
+
+    Raises:
+        UserError: one of these cases is broken.
+    """
     labelled = dataset.labelled[:: max(1, len(dataset.labelled) // SAMPLE)][:SAMPLE]
     few = replace(dataset, cases=labelled)
-    return make_plan(fingerprint(few), few, config.plan or None)
+    facts = fingerprint(few)
+    for problem in facts.problems:
+        if problem.severity == "broken" and problem.case is not None:  # a class may be in the cases that are not read
+            raise UserError(problem.text)
+    plan = make_plan(facts, few, config.plan or None)
+    millimetres = [n * s for n, s in zip(facts.median_shape, facts.median_spacing_mm, strict=True)]
+    return plan, math.prod(mm / s for mm, s in zip(millimetres, plan.spacing_mm, strict=True))
 
 
-def _stage(config: RunConfig, name: str, stage: Stage, dataset: Dataset, split: Split, plan: Plan) -> Iterator[str]:
+def _stage(
+    config: RunConfig, name: str, stage: Stage, dataset: Dataset, split: Split, plan: Plan, voxels: float
+) -> Iterator[str]:
     train = config.train_of(name)
-    if stage.labelled is not None and stage.labelled > len(split.train):
-        raise UserError(
-            f"stages.{name}.labelled is {stage.labelled} but the fold has {len(split.train)} training cases; lower it"
-        )
+    outside = [Path(teacher) for teacher in stage.teacher if teacher not in config.stages]
+    admit(cards_of(outside), split, dataset, None)
     size: dict[str, Any] = {
         "in_channels": len(dataset.channels),
         "classes": len(dataset.labels),
@@ -76,13 +90,15 @@ def _stage(config: RunConfig, name: str, stage: Stage, dataset: Dataset, split: 
     }
     batch = plan.batch if train.batch == "auto" else train.batch
     for spec in stage.model:
-        student = build(spec.spec, **size)
+        learners = {"student": build(spec.spec, **size)}
+        learners |= {f"peer{i + 1}": build(spec.spec, **size) for i in range(stage.peers)}
+        student = learners["student"]
         method = catalogue.combine((m.label, m.name, m.arguments, Weight(*m.span)) for m in stage.methods)
         check_method(method, batch)
         cached = all(catalogue.cacheable(m.name, m.arguments) for m in stage.methods)
         teachers = [] if cached else list(_teachers(config, stage, size))
         stored = bool(stage.teacher) and cached
-        seconds = dry_step(student, method, teachers, dataset, plan, batch, train.accumulate, stored)
+        seconds = dry_step(learners, method, teachers, dataset, plan, batch, train.accumulate, stored)
         taps = Tapped(student, torch.zeros(1, len(dataset.channels), *plan.patch)).names
         parameters = sum(p.numel() for p in student.parameters())
         yield (
@@ -91,11 +107,8 @@ def _stage(config: RunConfig, name: str, stage: Stage, dataset: Dataset, split: 
         )
     if stage.teacher and cached:
         cases = (*split.train, *split.unlabelled)
-        voxels = float(torch.tensor(plan.patch).prod())
-        yield (
-            f"targets of {len(cases)} cases are stored once and shared by all seeds, about "
-            f"{2 * len(dataset.labels) * voxels * len(cases) / 1e6:.0f} MB or less a patch-sized case set"
-        )
+        size_mb = 2e-6 * len(dataset.labels) * voxels * len(cases)
+        yield f"targets of {len(cases)} cases are stored once, for all seeds: {size_mb:,.0f} MB before compression"
     elif stage.teacher:
         yield "its methods read the teacher's features, so the teacher runs live in every step"
 
@@ -118,7 +131,7 @@ def _teachers(config: RunConfig, stage: Stage, size: dict[str, Any]) -> Iterator
 
 
 def dry_step(
-    student: torch.nn.Module,
+    learners: dict[str, torch.nn.Module],
     method: Sum,
     teachers: list[torch.nn.Module],
     dataset: Dataset,
@@ -149,7 +162,7 @@ def dry_step(
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(steps=2, validate_every=2, accumulate=accumulate, device="cpu", lr=1e-6)
         trainer = Trainer(
-            {"student": student},
+            learners,
             method,
             teachers=teachers,
             settings=settings,

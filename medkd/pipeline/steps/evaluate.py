@@ -11,7 +11,7 @@ from medkd.inference.model import SegmentationModel
 from medkd.pipeline.context import Context
 from medkd.pipeline.graph import Node
 from medkd.pipeline.steps.ground import Ground
-from medkd.pipeline.steps.train import live_teachers
+from medkd.pipeline.steps.teachers import live_teachers
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:

@@ -13,6 +13,7 @@ from medkd.data.dataset import Dataset, load_dataset
 from medkd.data.plan import Plan
 from medkd.data.splits import Split, make_folds
 from medkd.data.store import Store
+from medkd.errors import UserError
 from medkd.pipeline.context import Context
 
 
@@ -72,3 +73,18 @@ class Ground:
     def patients(self, cases: tuple[str, ...]) -> tuple[str, ...]:
         """Return the patients of cases, sorted."""
         return tuple(sorted({self.dataset.case(case).patient for case in cases}))
+
+    def check_classes(self, fold: int) -> None:
+        """Refuse a fold in which a class is in none of the training cases: nothing can learn it.
+
+        Raises:
+            UserError: naming the class.
+        """
+        train = self.split(fold).train
+        found = {value for case in train for value in self.store.index[case]["voxels"]}
+        for name, value in self.dataset.labels.items():
+            if value > 0 and str(value) not in found:
+                raise UserError(
+                    f"class {name!r} is in none of the {len(train)} training cases of fold {fold}, so nothing can "
+                    "learn it; give another data.seed, or more cases that have it"
+                )

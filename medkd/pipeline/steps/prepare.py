@@ -15,7 +15,7 @@ from medkd.data.volume import read_label, read_volume
 from medkd.errors import UserError
 from medkd.pipeline.context import Context
 from medkd.pipeline.graph import Node
-from medkd.pipeline.steps.ground import read_dataset
+from medkd.pipeline.steps.ground import Ground, read_dataset
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
@@ -56,3 +56,5 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         "facts.json": {"data_hash": facts.data_hash, "suspicious": [p.text for p in facts.problems]},
     }.items():
         (out / name).write_text(json.dumps(body, indent=1))
+    for fold in config.data.run_folds:
+        Ground(out, context).check_classes(fold)

@@ -135,7 +135,9 @@ class Gathered:
             for teacher in stage.teacher:
                 if teacher in self.context.config.stages:
                     mine = self.rows_of(name, "main")
-                    theirs = spread(self.rows_of(teacher, "main"), {row.seed for row in mine})
+                    taught = self.context.config.seeds_of(teacher)[0]  # the seed that students learn from
+                    first = [row for row in self.rows_of(teacher, "main") if row.seed == taught]
+                    theirs = spread(first, {row.seed for row in mine})
                     yield Comparison.of(paired(mine, theirs, "dice", subject="Being small").to_json())
 
     def curves(self) -> Iterator[Curve]:

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medkd.data.splits import check_leakage
 from medkd.inference.model import SegmentationModel
-from medkd.networks.weights import read_card
 from medkd.pipeline.context import Context
 from medkd.pipeline.graph import Node
 from medkd.pipeline.steps.ground import Ground
-from medkd.pipeline.steps.train import check_teacher, live_teachers
+from medkd.pipeline.steps.teachers import admit, cards_of, live_teachers
 from medkd.teachers.cache import TargetStore
 
 
@@ -25,10 +23,8 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     folders = live_teachers(context.config.teachers_labelled(node.stage), inputs)
     model = SegmentationModel.from_folder(folders, device=context.device)
     split = ground.split(node.fold)
-    cards = {folder.name: read_card(folder) for folder in folders}
-    for name, card in cards.items():
-        check_leakage(card.trained_on, split, ground.dataset, name)
-        check_teacher(name, card, ground)
+    cards = cards_of(folders)
+    admit(cards, split, ground.dataset, ground.plan)
     store = TargetStore(out / "targets")
     cases = (*split.train, *split.unlabelled)
     for done, case in enumerate(cases, 1):
