@@ -7,7 +7,7 @@ them sees and leave the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -55,12 +55,11 @@ class Toy(nn.Module):
             for module in (self.enc0, self.enc1, self.bottleneck, self.dec1, self.dec0, self.head):
                 nn.init.normal_(module.weight, std=1.3 * module.weight.shape[1] ** -0.5)
             nn.init.normal_(self.head.weight, std=4.0 * w[0] ** -0.5)
-            nn.init.zeros_(self.head.bias)
             self.norm: nn.Module = nn.Identity()
             if norm:
                 self.norm = _NORM[dims - 1](w[0])
-                nn.init.uniform_(self.norm.running_mean, -0.1, 0.1)
-                nn.init.uniform_(self.norm.running_var, 0.8, 1.2)
+                self.norm.get_buffer("running_mean").uniform_(-0.1, 0.1)
+                self.norm.get_buffer("running_var").uniform_(0.8, 1.2)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
@@ -104,9 +103,8 @@ def scene(size: Sequence[int] = (8, 8, 8), classes: int = 3, batch: int = 2, see
     )
 
 
-def reshaped(batch: Batch, change: object, **more: object) -> Batch:
+def reshaped(batch: Batch, change: Callable[[Tensor], Tensor], **more: object) -> Batch:
     """Return the batch with ``change`` applied to image, label and trust alike; ``more`` replaces other fields."""
-    assert callable(change)
     assert batch.trust is not None
     parts = {"image": change(batch.image), "label": change(batch.label), "trust": change(batch.trust)}
     return replace(batch, **parts, **more)  # type: ignore[arg-type]
@@ -136,5 +134,5 @@ def doubled(batch: Batch) -> Batch:
 def transposed(batch: Batch) -> Batch:
     """Return the batch with first and last spatial axis exchanged, spacing too."""
     dims = batch.label.ndim - 1
-    spacing = tuple(reversed(batch.spacing_mm)) if dims == 2 else (batch.spacing_mm[2], *batch.spacing_mm[1:2], batch.spacing_mm[0])
+    spacing = batch.spacing_mm[::-1]
     return reshaped(batch, lambda x: x.transpose(x.ndim - dims, -1).contiguous(), spacing_mm=spacing)

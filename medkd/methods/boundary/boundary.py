@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class Boundary(Method):
     Reference: after Wen et al., *Towards Efficient Medical Image Segmentation via Boundary-Guided Knowledge
         Distillation*, ICME 2021.
     """
+
+    zero_at_teacher: ClassVar[bool] = True
 
     def __init__(self, *, band_mm: float = 2.0, temperature: float = 2.0, label: bool = True) -> None:
         super().__init__()

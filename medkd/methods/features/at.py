@@ -49,6 +49,7 @@ class AT(Method):
     """
 
     regions: ClassVar[bool] = True
+    zero_at_teacher: ClassVar[bool] = True
 
     def __init__(
         self,

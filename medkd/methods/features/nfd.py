@@ -41,6 +41,7 @@ class NFD(Method):
     """
 
     regions: ClassVar[bool] = True
+    zero_at_teacher: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class CWD(Method):
     """
 
     regions: ClassVar[bool] = True
+    zero_at_teacher: ClassVar[bool] = True
 
     def __init__(
         self,

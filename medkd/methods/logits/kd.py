@@ -39,6 +39,7 @@ class KD(Method):
     """
 
     regions: ClassVar[bool] = True
+    zero_at_teacher: ClassVar[bool] = True
 
     def __init__(self, *, temperature: float = 2.0, reduction: str = "balanced", margin_mm: float = 5.0) -> None:
         super().__init__()

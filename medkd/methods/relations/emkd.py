@@ -53,6 +53,7 @@ class EMKD(Method):
     """
 
     regions: ClassVar[bool] = True
+    zero_at_teacher: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class IFVD(Method):
     """
 
     reads_labels: ClassVar[bool] = True
+    zero_at_teacher: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,0 +1,306 @@
+"""The rules: each a sentence, and a function that raises where it does not hold."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from medkd.conformance.play import BrokenRuleError, MootRuleError, Played, Subject, play
+from medkd.conformance.toys import STUDENT, TEACHER, doubled, mirrored, scene, transposed
+from medkd.methods.base import Method
+from medkd.types import IGNORE, Batch
+
+EXACT = 1e-3
+"""Relative difference that rounding explains."""
+LOOSE = 0.45
+"""Relative difference that chance or the edge of a convolution explains, and a sum in place of a mean does not."""
+HALF = 4
+"""Voxels along the first axis that a rule takes out: whole cells of the bottleneck's grid."""
+
+
+def two_d(subject: Subject) -> None:
+    """2-D: finite scalar terms, and a gradient for the student."""
+    learns(finite(play(subject, scene((8, 12)))))
+
+
+def three_d(subject: Subject) -> None:
+    """3-D: finite scalar terms, and a gradient for the student."""
+    learns(finite(play(subject, scene())))
+
+
+def odd_sizes(subject: Subject) -> None:
+    """Odd patch sizes, in 2-D and 3-D."""
+    learns(finite(play(subject, scene((11, 7)))))
+    learns(finite(play(subject, scene((9, 7, 11)))))
+
+
+def classes(subject: Subject) -> None:
+    """2, 3 and 118 classes."""
+    for number in (2, 3, 118):
+        try:
+            finite(play(subject, scene(classes=number), classes=number))
+        except BrokenRuleError as error:
+            raise BrokenRuleError(f"{number} classes: {error}") from error
+
+
+def student_learns(subject: Subject) -> None:
+    """The gradient reaches the student."""
+    learns(play(subject, scene()))
+
+
+def adapters_learn(subject: Subject) -> None:
+    """The gradient reaches every parameter of the loss itself."""
+    turns = play(subject, scene()).of("student")
+    names = {name for turn in turns for name in turn.own}
+    if not names:
+        raise MootRuleError("it has no parameters of its own")
+    dead = [n for n in sorted(names) if not any(turn.own.get(n) is not None for turn in turns)]
+    if dead:
+        raise BrokenRuleError(f"no gradient for {', '.join(dead)}")
+
+
+def teacher_rests(subject: Subject) -> None:
+    """No gradient goes to the teacher."""
+    for turn in play(subject, scene()).turns:
+        if turn.teacher > 0:
+            raise BrokenRuleError(f"the teacher gets a gradient in the turn of {turn.player}")
+
+
+def least_at_teacher(subject: Subject) -> None:
+    """Zero, or least, where the student shows what the teacher shows."""
+    zero = subject.fresh().zero_at_teacher
+    if not (zero or subject.logits_only):
+        raise MootRuleError("not declared")
+    batch = scene()
+    image = batch.image.clone()
+    image[:, STUDENT] = image[:, TEACHER]
+    here, away = play(subject, replace(batch, image=image), twin=True).total, play(subject, batch).total
+    if zero and abs(here) > EXACT * max(1e-3, abs(away)):
+        raise BrokenRuleError(f"{here:.3g} at the teacher, where it should be 0 (elsewhere {away:.3g})")
+    if not here < away:
+        raise BrokenRuleError(f"{here:.3g} at the teacher and {away:.3g} away from it")
+    if subject.logits_only and here < -EXACT * abs(away):
+        raise BrokenRuleError(f"negative at the teacher, {here:.3g}: a divergence of what is not normalised")
+
+
+def bf16(subject: Subject) -> None:
+    """bf16 inputs give the number of the same inputs in float32."""
+    half(subject, torch.bfloat16)
+
+
+def fp16(subject: Subject) -> None:
+    """fp16 inputs give the number of the same inputs in float32."""
+    half(subject, torch.float16)
+
+
+def one_class(subject: Subject) -> None:
+    """A patch of one class is finite."""
+    batch = scene()
+    image = batch.image.clone()
+    image[:, TEACHER] = 1.0
+    finite(play(subject, replace(batch, image=image, label=torch.zeros_like(batch.label))))
+
+
+def absent_class(subject: Subject) -> None:
+    """A class that is nowhere in the patch does no harm."""
+    batch = scene(classes=5)
+    learns(finite(play(subject, replace(batch, label=batch.label % 2), classes=5)))
+
+
+def batch_of_one(subject: Subject) -> None:
+    """Batch 1 is finite and teaches, or is refused by ``min_batch``."""
+    least = subject.fresh().min_batch
+    if least > 1:
+        raise MootRuleError(f"asks for a batch of {least}")
+    learns(finite(play(subject, scene(batch=1))))
+
+
+def patch_size(subject: Subject) -> None:
+    """A patch continued by its mirror image gives the same number."""
+    same(subject, mirrored, "four times the voxels")
+
+
+def batch_size(subject: Subject) -> None:
+    """A batch in which every sample is there twice gives the same number."""
+    same(subject, doubled, "twice the batch")
+
+
+def axes(subject: Subject) -> None:
+    """No spatial axis is special: exchanging two of them leaves the number."""
+    same(subject, transposed, "two axes exchanged")
+
+
+def every_sample(subject: Subject) -> None:
+    """Every sample of the batch teaches."""
+    played = play(subject, scene(batch=3))
+    reached = [g.flatten(1).abs().amax(1) for turn in played.of("student") for g in turn.shown]
+    if not reached:
+        if any(turn.network for turn in played.of("student")):
+            raise MootRuleError("it trains on images of its own")
+        raise BrokenRuleError("no sample has a gradient")
+    silent = [i for i, best in enumerate(torch.stack(reached).amax(0)) if not best > 0]
+    if silent:
+        raise BrokenRuleError(f"sample {', '.join(map(str, silent))} of 3 has no gradient")
+
+
+def same_seed(subject: Subject) -> None:
+    """The same seed gives the same number."""
+    near(play(subject, scene(), seed=3).terms, play(subject, scene(), seed=3).terms, 1e-6, "with one seed")
+
+
+def state(subject: Subject) -> None:
+    """What it remembers survives ``state_dict``: a restored copy goes on with the same numbers."""
+    first = play(subject, scene(seed=1), rounds=3).method
+    fresh = play(subject, scene(seed=2), rounds=1).method
+    fresh.load_state_dict(copy.deepcopy(first.state_dict()))
+    after = [play(subject, scene(seed=3), rounds=2, seed=7, method=method).terms for method in (first, fresh)]
+    near(after[0], after[1], 1e-5, "after saving and loading")
+
+
+def trust(subject: Subject) -> None:
+    """What the teacher shows where trust is 0 does not matter."""
+    if subject.logits_only:
+        raise MootRuleError("it is not told")
+    if not subject.fresh().reads_teacher:
+        raise MootRuleError("it reads no teacher")
+    batch = scene()
+    weight = torch.ones_like(batch.image[:, :1])
+    weight[:, :, :HALF] = 0
+    image = batch.image.clone()
+    image[:, TEACHER, :HALF] = noise_like(image[:, TEACHER, :HALF])
+    before, after = (play(subject, replace(batch, image=x, trust=weight)) for x in (batch.image, image))
+    near(student_terms(finite(before)), student_terms(finite(after)), EXACT, "with another teacher where trust is 0")
+
+
+def ignore(subject: Subject) -> None:
+    """A voxel whose label is unknown and whose teacher is not trusted does not matter; nor do unlabelled cases."""
+    batch = scene()
+    finite(play(subject, replace(batch, label=torch.full_like(batch.label, IGNORE))))
+    method = set_up(subject)
+    if subject.logits_only or method.taps() or method.players() or not (method.reads_labels or method.reads_teacher):
+        return
+    label, weight, image = batch.label.clone(), torch.ones_like(batch.image[:, :1]), batch.image.clone()
+    label[:, :HALF], weight[:, :, :HALF] = IGNORE, 0
+    image[:, :, :HALF] = noise_like(image[:, :, :HALF])
+    unknown = replace(batch, label=label, trust=weight)
+    before, after = play(subject, unknown), play(subject, replace(unknown, image=image))
+    near(student_terms(before), student_terms(after), EXACT, "with other voxels where nothing is known")
+
+
+def regions(subject: Subject) -> None:
+    """Overlapping regions, where declared: finite, and the student learns."""
+    if not subject.fresh().regions:
+        raise MootRuleError("not declared")
+    batch = scene()
+    label = torch.stack([batch.label > 0, batch.label > 1, batch.label == 1], 1).long()
+    label[:, :, :1] = IGNORE
+    learns(finite(play(subject, replace(batch, label=label, regions=True))))
+
+
+RULES: dict[str, Callable[[Subject], None]] = {
+    "2d": two_d,
+    "3d": three_d,
+    "odd": odd_sizes,
+    "classes": classes,
+    "student": student_learns,
+    "adapters": adapters_learn,
+    "teacher": teacher_rests,
+    "least": least_at_teacher,
+    "bf16": bf16,
+    "fp16": fp16,
+    "one_class": one_class,
+    "absent": absent_class,
+    "batch_one": batch_of_one,
+    "patch": patch_size,
+    "batch": batch_size,
+    "axes": axes,
+    "samples": every_sample,
+    "seed": same_seed,
+    "state": state,
+    "trust": trust,
+    "ignore": ignore,
+    "regions": regions,
+}
+"""Every rule by its name, in the order of tables."""
+
+
+def finite(played: Played) -> Played:
+    """Refuse terms or gradients that are not finite."""
+    for name, value in played.terms.items():
+        if not math.isfinite(value):
+            raise BrokenRuleError(f"the term of {name} is {value}")
+    for turn in played.turns:
+        gradients = [*turn.network, *turn.shown, *(g for g in turn.own.values() if g is not None)]
+        if not all(bool(torch.isfinite(g).all()) for g in gradients):
+            raise BrokenRuleError(f"the terms of {turn.player} are finite and their gradient is not")
+    return played
+
+
+def learns(played: Played) -> Played:
+    """Refuse a round in which the student's networks gets no gradient."""
+    if not any(bool((g != 0).any()) for turn in played.of("student") for g in turn.network):
+        raise BrokenRuleError("no gradient reaches the student")
+    return played
+
+
+def half(subject: Subject, kind: torch.dtype) -> None:
+    """Compare inputs of eight times the usual size in half precision with their equals in float32."""
+    low = finite(play(subject, scene(), through=lambda x: (8 * x).to(kind)))
+    full = play(subject, scene(), through=lambda x: (8 * x).to(kind).float())
+    near(full.terms, low.terms, 0.01, "in half precision")
+
+
+def student_terms(played: Played) -> dict[str, float]:
+    """Return the terms of those who learn the task."""
+    return {name: value for name, value in played.terms.items() if name.startswith(("student", "peer"))}
+
+
+def near(a: Mapping[str, float], b: Mapping[str, float], tolerance: float, when: str, floor: float = 1e-3) -> None:
+    """Refuse terms that differ by more than a share of the larger of them (or of ``floor``)."""
+    if a.keys() != b.keys():
+        raise BrokenRuleError(f"other terms {when}: {', '.join(sorted(a.keys() ^ b.keys()))}")
+    for name, value in a.items():
+        apart = abs(value - b[name])
+        if not apart <= tolerance * max(abs(value), abs(b[name]), floor):
+            raise BrokenRuleError(f"{name} is {value:.5g}, and {b[name]:.5g} {when}")
+
+
+def noise_like(x: Tensor) -> Tensor:
+    """Return other voxels of the same shape, louder."""
+    return 3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+
+
+def set_up(subject: Subject) -> Method:
+    """Return the method as it is in training."""
+    return play(subject, scene(), rounds=1).method
+
+
+def same(subject: Subject, change: Callable[[Batch], Batch], when: str) -> None:
+    """Compare the learners' terms before and after a change of the batch that must not change them.
+
+    Exactly where that is meant; roughly, on the mean of several seeds, where numbers are drawn at random or a
+    convolution sees the edge.
+    """
+    batch = scene((8, 4, 12))
+    wide = any(max(kernel(module)) > 1 for module in set_up(subject).modules())
+    drawn = play(subject, batch, seed=1).terms != play(subject, batch, seed=2).terms
+    seeds = range(6) if drawn else range(1)
+    before, after = (mean([student_terms(play(subject, b, seed=s)) for s in seeds]) for b in (batch, change(batch)))
+    loose = wide or drawn
+    near(before, after, LOOSE if loose else EXACT, f"with {when}", 0.1 if loose else 1e-3)
+
+
+def kernel(module: object) -> tuple[int, ...]:
+    """Return the size over space of a convolution's kernel; of anything else 1."""
+    size = getattr(module, "kernel_size", 1)
+    return size if isinstance(size, tuple) else (int(size),)
+
+
+def mean(terms: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each term."""
+    return {name: sum(one[name] for one in terms) / len(terms) for name in terms[0]}
