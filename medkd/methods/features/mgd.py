@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, final
 
 import torch
@@ -45,6 +45,7 @@ class MGD(Method):
     """
 
     regions: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, object]] = {"tap": "dec0"}  # a bottleneck of eight voxels may be masked whole
 
     def __init__(
         self,
