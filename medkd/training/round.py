@@ -94,4 +94,11 @@ class Table:
             views = [self._teachers[one](x, self._teacher_taps) for one in asked]
         trust = self.batch.trust if image is None else None
         logits = fuse([v.logits for v in views], regions=self.batch.regions)
-        return View(logits, views[0].taps if len(views) == 1 else {}, trust)
+        return View(logits, views[0].taps if len(views) == 1 else _Apart(), trust)
+
+
+class _Apart(dict[str, Tensor]):
+    """The taps of several teachers together: they have none, since their features mean different things."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(f"a method reads {name!r} of its teacher, and several have no features together; give it one")
