@@ -11,23 +11,38 @@ from medkd.errors import UserError, nearest
 from medkd.methods.base import Method, Sum, Weight
 
 CATALOGUE: dict[str, str] = {
+    "adaptive_distillation": "weighting.adaptive_distillation:AdaptiveDistillation",
+    "afd_attention_transfer": "features.afd_attention_transfer:AFDAttentionTransfer",
+    "afd_online_adversarial": "online.afd_online_adversarial:AFDOnlineAdversarial",
     "at": "features.at:AT",
+    "bgkd": "boundary.bgkd:BGKD",
     "boundary": "boundary.boundary:Boundary",
+    "brats_kd_adv": "adversarial.brats_kd_adv:BratsKDAdv",
+    "byot": "self_distillation.byot:BYOT",
+    "cirkd": "relations.cirkd:CIRKD",
     "cwd": "logits.cwd:CWD",
+    "deepinversion": "data_free.deepinversion:DeepInversion",
     "dist": "logits.dist:DIST",
     "dkd": "logits.dkd:DKD",
+    "dml": "online.dml:DML",
     "emkd": "relations.emkd:EMKD",
     "fitnets": "features.fitnets:FitNets",
     "ifvd": "relations.ifvd:IFVD",
     "kd": "logits.kd:KD",
+    "meal": "multi_teacher.meal:MEAL",
+    "mean_teacher": "self_distillation.mean_teacher:MeanTeacher",
     "mgd": "features.mgd:MGD",
     "nfd": "features.nfd:NFD",
     "noisy_teacher": "logits.noisy_teacher:NoisyTeacher",
+    "okdph": "online.okdph:OKDPH",
     "reviewkd": "features.reviewkd:ReviewKD",
     "rkd": "relations.rkd:RKD",
+    "robust_mtkd": "multi_teacher.robust_mtkd:RobustMTKD",
     "simkd": "features.simkd:SimKD",
+    "skd": "adversarial.skd:SKD",
     "sp": "relations.sp:SP",
     "supervised": "supervised:Supervised",
+    "zipf_ls": "self_distillation.zipf_ls:ZipfLS",
 }
 
 
