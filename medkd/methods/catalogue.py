@@ -20,6 +20,7 @@ CATALOGUE: dict[str, str] = {
     "brats_kd_adv": "adversarial.brats_kd_adv:BratsKDAdv",
     "byot": "self_distillation.byot:BYOT",
     "cirkd": "relations.cirkd:CIRKD",
+    "crd": "relations.crd:CRD",
     "cwd": "logits.cwd:CWD",
     "deepinversion": "data_free.deepinversion:DeepInversion",
     "dist": "logits.dist:DIST",
