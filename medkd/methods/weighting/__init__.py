@@ -1,0 +1,1 @@
+"""Distillation methods of the kind: weighting. One file a method."""
