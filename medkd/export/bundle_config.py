@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medkd.data.plan import IntensityRule, Plan
 from medkd.data.preprocess import ZERO_SHARE
 from medkd.networks.weights import ModelCard
+from medkd.networks.zoo import network_arguments
 
 
 def inference_config(card: ModelCard, plan: Plan) -> dict[str, Any]:
@@ -15,8 +16,6 @@ def inference_config(card: ModelCard, plan: Plan) -> dict[str, Any]:
 
     ``run`` needs MONAI alone; ``evaluate`` does the same through MONAI's evaluator, which needs pytorch-ignite.
     """
-    name = str(card.network["name"])
-    network = {key: value for key, value in card.network.items() if key != "name"}
     return {
         "imports": ["$import glob", "$import monai", "$import numpy as np", "$import torch", "$import warnings"],
         "bundle_root": ".",
@@ -25,7 +24,7 @@ def inference_config(card: ModelCard, plan: Plan) -> dict[str, Any]:
         "checkpoint": "$@bundle_root + '/models/model.pt'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "datalist": _datalist(card.in_channels),
-        "network_def": {"_target_": name if "." in name else f"monai.networks.nets.{name}", **network},
+        "network_def": _definition(card.network),
         "network": "$@network_def.to(@device)",
         "preprocessing": _compose(_preprocessing(plan)),
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
@@ -72,6 +71,14 @@ def inference_config(card: ModelCard, plan: Plan) -> dict[str, Any]:
         "run": ["@load", "$sum(1 for _ in @predictions)"],
         "evaluate": ["$@evaluator.run()"],
     }
+
+
+def _definition(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a network's spec as MONAI writes it; networks among the arguments likewise."""
+    name = str(spec["name"])
+    inner = network_arguments(name)
+    arguments = {key: _definition(value) if key in inner else value for key, value in spec.items() if key != "name"}
+    return {"_target_": name if "." in name else f"monai.networks.nets.{name}", **arguments}
 
 
 def _compose(transforms: Sequence[Any]) -> dict[str, Any]:

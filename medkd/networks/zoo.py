@@ -120,6 +120,11 @@ def complete(
     return {"name": name, **full}
 
 
+def network_arguments(name: str) -> tuple[str, ...]:
+    """Return the arguments of a class that are networks, which a spec writes as specs: those in its ``networks``."""
+    return tuple(getattr(_find(name), "networks", ()))
+
+
 def build(
     spec: Mapping[str, Any],
     *,
@@ -137,7 +142,7 @@ def build(
     full = complete(spec, in_channels=in_channels, classes=classes, patch=patch, strides=strides, kernels=kernels)
     name, found = full["name"], _find(full["name"])
     arguments = {key: value for key, value in full.items() if key != "name"}
-    for key in getattr(found, "networks", ()):
+    for key in network_arguments(name):
         arguments[key] = build(arguments[key], in_channels=in_channels, classes=classes, patch=patch)
     try:
         with warnings.catch_warnings():

@@ -197,3 +197,16 @@ def test_outputs_of_every_kind(dims: int) -> None:
 def test_other_outputs_are_refused(output: object) -> None:
     with pytest.raises(UserError, match="must return logits"):
         split_output(output, 3)
+
+
+@pytest.mark.parametrize("name", DOWN_AND_UP)
+def test_the_head_makes_the_logits_from_its_tap(name: str) -> None:
+    network = tapped(DOWN_AND_UP[name][0], (32, 32, 32))
+    anatomy, image = network.anatomy, torch.randn(2, 1, 32, 32, 32)
+    assert anatomy.network is network.network
+    network.network.eval()
+    with torch.no_grad():
+        view = network(image, ("dec0",))
+        head = network.network.get_submodule(anatomy.heads["dec0"])
+        torch.testing.assert_close(head(view.taps["dec0"]), view.logits)
+    assert "bottleneck" not in anatomy.heads

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from medkd.errors import UserError
-from medkd.networks.zoo import build, complete, names
+from medkd.networks.zoo import build, complete, names, network_arguments
 
 SMALL = [
     {"name": "UNet", "channels": [4, 8, 16]},
@@ -93,3 +93,26 @@ def test_names_are_classes_that_can_be_sized() -> None:
     assert found == sorted(found)
     assert {"UNet", "DynUNet", "SegResNet", "BasicUNet", "AttentionUnet", "SwinUNETR", "VNet"} <= set(found)
     assert "Unet" not in found
+
+
+def test_a_network_carries_its_spec_and_may_have_networks_for_arguments() -> None:
+    inner = {"name": "UNet", "channels": [4, 8, 8], "strides": [2, 2]}
+    spec = {
+        "name": "medkd.methods.features.simkd.Reused",
+        "student": inner,
+        "teacher": inner,
+        "student_head": "model.2",
+        "teacher_head": "model.2",
+        "features": [8, 8],
+        "ratio": [1, 1],
+    }
+    network = build(spec, in_channels=1, classes=3, patch=(8, 8))
+    assert network.eval()(torch.zeros(1, 1, 8, 8)).shape == (1, 3, 8, 8)
+    assert network.spec == {**spec, "spatial_dims": 2}
+    assert network_arguments("medkd.methods.features.simkd.Reused") == ("student", "teacher")
+    assert build(inner, in_channels=1, classes=3, patch=(8, 8)).spec == {
+        **inner,
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 3,
+    }
