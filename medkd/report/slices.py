@@ -127,8 +127,8 @@ def slice_svg(view: Slice, colours: Mapping[str, str], names: Mapping[str, int],
     drawn = []
     if contours:
         masks = {"label": view.label, "teacher": view.teacher, "student": view.student}
-        layers = [(who, mask, {**colours, "label": LABEL}[who]) for who, mask in masks.items()]
-        drawn = [_layer(who, mask, colour, view, names) for who, mask, colour in layers if mask is not None]
+        paint = {**colours, "label": LABEL}  # a run without a teacher has no colour for one either
+        drawn = [_layer(who, mask, paint[who], view, names) for who, mask in masks.items() if mask is not None]
     ruler = next(mm for mm in (100, 50, 20, 10, 5, 2, 1) if mm <= max(width / 3, 1))
     left, right, top, bottom = view.sides
     # Text cannot be sized in screen pixels inside a scaled drawing: take a share of the side that is shown.

@@ -150,6 +150,6 @@ def test_the_drawing_has_three_colours_and_the_patients_shape(pictured) -> None:
 
 
 def test_no_teacher_no_contour(pictured) -> None:
-    svg = slice_svg(replace(pictured[0], teacher=None), COLOURS, {})
+    svg = slice_svg(replace(pictured[0], teacher=None), {"student": COLOURS["student"]}, {})
     assert COLOURS["teacher"] not in svg
     assert "<path stroke" not in slice_svg(pictured[0], COLOURS, {}, contours=False)
