@@ -117,7 +117,7 @@ class SKD(Method):
             trust = None if teacher.trust is None else resize_to(full(teacher.trust), t.shape[2:])
             terms["pair"] = self.pair * pairwise(s, t, trust=trust, detach_norm=self.detach_norm)
         if self.holistic:
-            maps, image = self._maps(student.logits, teacher.trust), self._image(batch)
+            maps, image = self._maps(student.logits, teacher.trust), self._image(batch, teacher.trust)
             terms["holistic"] = self.holistic * -self.critic(torch.cat([maps, image], 1)).mean()
         return terms
 
@@ -125,7 +125,8 @@ class SKD(Method):
         yield from super().turns(r)
         if not self.holistic:
             return
-        teacher, image = r.view("teacher"), self._image(r.batch)
+        teacher = r.view("teacher")
+        image = self._image(r.batch, teacher.trust)
         fake = self._maps(r.view("student").logits.detach(), teacher.trust)
         real = self._maps(teacher.logits.detach(), teacher.trust)
 
@@ -148,8 +149,10 @@ class SKD(Method):
             p = torch.where(trust > 0, p, torch.full_like(p, 1 / p.shape[1]))
         return resize_to(p, [-(-size // 2) for size in p.shape[2:]])
 
-    def _image(self, batch: Batch) -> Tensor:
+    def _image(self, batch: Batch, trust: Tensor | None) -> Tensor:
         image = full(batch.image.detach()).mean(1, keepdim=True)
+        if trust is not None:
+            image = torch.where(trust > 0, image, torch.zeros_like(image))
         return resize_to(image, [-(-size // 2) for size in image.shape[2:]])
 
 

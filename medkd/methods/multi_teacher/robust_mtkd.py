@@ -101,7 +101,7 @@ class RobustMTKD(Method):
         views = [r.view(name) for name in names]
         if self.scores is None:
             self._remember(views, r.batch.label)
-            scores = (2 * self.hits[: len(views)] + 1) / (self.sizes[: len(views)] + 1)
+            scores = dice_so_far(self.hits[: len(views)], self.sizes[: len(views)])
         else:
             scores = score_table(self.scores, self.classes).to(views[0].logits.device)
             if len(scores) != len(views):
@@ -114,12 +114,24 @@ class RobustMTKD(Method):
     def _remember(self, views: Sequence[View], label: Tensor) -> None:
         if len(views) > MOST:
             raise UserError(f"robust_mtkd: {len(views)} teachers, and the scores of {MOST} fit; give `scores`")
-        known = (label >= 0).unsqueeze(1)
-        truth = one_hot(label, self.classes).flatten(2)
         for m, view in enumerate(views):
+            known = (label >= 0).unsqueeze(1).float()
+            if view.trust is not None:
+                known = known * (view.trust > 0)
+            truth = (one_hot(label, self.classes) * known).flatten(2)
             found = (one_hot(view.logits.argmax(1), self.classes) * known).flatten(2)
             self.hits[m] += (found * truth).sum(-1).double().sum(0)
             self.sizes[m] += (found.sum(-1) + truth.sum(-1)).double().sum(0)
+
+
+def dice_so_far(hits: Tensor, sizes: Tensor) -> Tensor:
+    """Return each teacher's Dice of each class, ``(M, K)``: 1 for what was never seen, at least 0.01.
+
+    Args:
+        hits: ``(M, K)`` voxels on which teacher and label agreed.
+        sizes: ``(M, K)`` voxels of the teacher's class plus voxels of the label's.
+    """
+    return torch.where(sizes > 0, 2 * hits / sizes.clamp_min(1), torch.ones_like(hits)).clamp_min(0.01)
 
 
 def score_table(scores: Sequence[float | Sequence[float]], classes: int) -> Tensor:

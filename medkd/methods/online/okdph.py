@@ -57,6 +57,7 @@ class OKDPH(Method):
 
     reads_labels: ClassVar[bool] = True
     reads_teacher: ClassVar[bool] = False
+    exempt: ClassVar[Mapping[str, str]] = {"ignore": "learners also agree on voxels that nobody has labelled"}
     steps: Tensor
 
     def __init__(

@@ -83,7 +83,7 @@ class ZipfLS(Method):
         here = dilate(boundary(label), self.band_mm, batch.spacing_mm) & (label != IGNORE)
         if not bool(here.any()):
             return {"zipf_ls": full(z).sum() * 0.0}
-        scores = z.detach() if self.votes == 1 else neighbour_votes(z, self.votes)
+        scores = z.detach() if self.votes == 1 else neighbour_votes(z, self.votes, label != IGNORE)
         rows, rank_by = z.movedim(1, -1)[here], scores.movedim(1, -1)[here]
         loss = zipf_ls(
             rows,
@@ -102,10 +102,16 @@ class ZipfLS(Method):
         yield Turn("student", self(r.view("student"), None, r.batch))
 
 
-def neighbour_votes(logits: Tensor, edge: int) -> Tensor:
-    """Return, for each voxel and class, the voxels won by the class in a cube of odd ``edge``: ``(B, K, *S)``."""
+def neighbour_votes(logits: Tensor, edge: int, known: Tensor | None = None) -> Tensor:
+    """Return, for each voxel and class, the voxels won by the class in a cube of odd ``edge``: ``(B, K, *S)``.
+
+    ``known`` ``(B, *S)`` bool leaves out voxels, or none when None.
+    """
     wins = one_hot(logits.detach().argmax(1), logits.shape[1])
-    pooled: Tensor = _POOL[logits.ndim - 3](wins, edge, stride=1, padding=edge // 2)
+    if known is not None:
+        wins = wins * known.unsqueeze(1)
+    wins = F.pad(wins, [edge // 2] * (2 * (logits.ndim - 2)))
+    pooled: Tensor = _POOL[logits.ndim - 3](wins, edge, stride=1)
     # whole numbers again, so that ties are ties
     votes: Tensor = (pooled * float(edge ** (logits.ndim - 2))).round()
     return votes

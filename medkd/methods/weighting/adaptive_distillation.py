@@ -42,7 +42,8 @@ class AdaptiveDistillation(Method):
         negative, since :math:`a_i` may be.
     Reads: logits, one tap. Learns: :math:`a_i`, the adapter. Teacher: one, frozen, live. Regions: no.
     Departs from the paper: one tap; the path through the teacher's classifier is left out, since that is a
-        classification head; bounds on the learned weights.
+        classification head; bounds on the learned weights; attention maps are
+        summed over positions, where the release takes the mean, so that the patch size does not matter.
 
     Reference: Chennupati et al., *Adaptive Distillation: Aggregating Knowledge from Multiple Paths for Efficient
         Distillation*, BMVC 2021, arXiv:2110.09674, eq. 1 to 4.
@@ -97,7 +98,7 @@ class AdaptiveDistillation(Method):
         weight = voxel_weight(teacher, batch, self.reduction, self.margin_mm)
         losses = [
             self.soft_target * kd(student.logits, teacher.logits, self.temperature, weight),
-            attention(s, t),
+            t.shape[2:].numel() * attention(s, t),
             nst(s, t),
             feature_map(s, t),
         ]
