@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from medkd import __version__
-from medkd.cli import about, runs, use
+from medkd.cli import about, losses, runs, use
 from medkd.cli.terminal import fail
 from medkd.errors import UserError
 
@@ -22,7 +22,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (runs.run, runs.check, use.predict, use.evaluate, use.export, use.report, about.methods, about.schema):
+for verb in (
+    *(runs.run, runs.check, use.predict, use.evaluate, use.export, use.report),
+    *(losses.methods, losses.conformance, about.schema),
+):
     app.command()(verb)
 app.add_typer(about.data)
 

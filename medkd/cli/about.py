@@ -1,10 +1,9 @@
-"""Verbs that tell or fetch: ``methods``, ``schema``, ``data inspect``, ``data download``, ``data phantom``."""
+"""Verbs that tell or fetch: ``schema``, ``data inspect``, ``data download``, ``data phantom``."""
 
 from __future__ import annotations
 
-import inspect as python
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,44 +12,8 @@ from medkd.errors import UserError
 
 if TYPE_CHECKING:
     from medkd.data.facts import Fingerprint
-    from medkd.methods.base import Method
 
 data = typer.Typer(name="data", help="Look at, fetch or simulate a dataset.", rich_markup_mode=None)
-
-
-def methods(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Tell this one in full.")] = None,
-    as_json: AsJson = False,
-) -> int:
-    """List the methods, or tell one in full."""
-    from medkd.methods import catalogue
-
-    if name is not None:
-        found = _method(name, catalogue.load(name))
-        say_json(found) if as_json else say(f"{found['name']}({found['signature']})\n\n{found['text']}")
-        return 0
-    every = [_method(one, catalogue.load(one)) for one in catalogue.CATALOGUE]
-    if as_json:
-        say_json(every)
-    else:
-        body = [(one["name"], "yes" if one["reads_teacher"] else "no", one["sentence"]) for one in every]
-        table(("method", "teacher", "what it does"), body)
-    return 0
-
-
-def _method(name: str, found: type[Method]) -> dict[str, Any]:
-    text = python.getdoc(found) or ""
-    parameters = list(python.signature(found).parameters.values())
-    return {
-        "name": name,
-        "class": f"{found.__module__}:{found.__qualname__}",
-        "sentence": " ".join(text.split("\n\n")[0].split()),
-        "signature": ", ".join(str(one) for one in parameters),
-        "arguments": {one.name: None if one.default is one.empty else one.default for one in parameters},
-        "reads_teacher": found.reads_teacher,
-        "reads_labels": found.reads_labels,
-        "text": text,
-    }
 
 
 def schema() -> int:

@@ -29,6 +29,11 @@ class Finding:
     outcome: Outcome
     why: str = ""
 
+    @property
+    def line(self) -> str:
+        """The rule, and why it is not kept or not asked."""
+        return f"{self.asks} {self.why}" if self.why else self.asks
+
     def to_json(self) -> dict[str, str]:
         """Return plain text by name."""
         return asdict(self)

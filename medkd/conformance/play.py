@@ -31,22 +31,22 @@ class Subject:
 
     Args:
         name: how the table calls it.
-        make: returns it anew, with the same arguments.
+        make: returns it anew, with the same arguments, for patches of this size.
         teachers: how many teachers it wants at the table.
         peers: how many co-learners.
         logits_only: a plain ``(student, teacher)`` loss, which is told neither trust nor declarations.
     """
 
     name: str
-    make: Callable[[], Method]
+    make: Callable[[tuple[int, ...]], Method]
     teachers: int = 1
     peers: int = 0
     logits_only: bool = False
 
-    def fresh(self) -> Method:
+    def fresh(self, size: Sequence[int] = (8, 8, 8)) -> Method:
         """Return the loss, its random start always the same."""
         torch.manual_seed(0)
-        return self.make()
+        return self.make(tuple(size))
 
 
 @dataclass
@@ -165,7 +165,7 @@ def play(
     if twin:
         learners["student"] = Tapped(toys.teacher(dims, classes).requires_grad_(True), blank)
     if method is None:
-        method = subject.fresh()
+        method = subject.fresh(batch.image.shape[2:])
         method.setup(learners["student"].anatomy, teachers[0].anatomy)
     method.train()
     table = Watched(learners, teachers, method.taps(), method.teacher_taps(), through)

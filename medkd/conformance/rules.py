@@ -11,6 +11,7 @@ import torch
 from medkd.conformance.measures import EXACT, finite, half, learns, near, noise_like, same, set_up, student_terms
 from medkd.conformance.play import BrokenRuleError, MootRuleError, Subject, play
 from medkd.conformance.toys import STUDENT, TEACHER, doubled, mirrored, scene, transposed
+from medkd.methods.about import kind_of
 from medkd.types import IGNORE
 
 HALF = 4
@@ -176,7 +177,8 @@ def ignore(subject: Subject) -> None:
     batch = scene()
     finite(play(subject, replace(batch, label=torch.full_like(batch.label, IGNORE))))
     method = set_up(subject)
-    if subject.logits_only or method.taps() or method.players() or not (method.reads_labels or method.reads_teacher):
+    learns_from_itself = kind_of(type(method)) in ("self_distillation", "online")
+    if subject.logits_only or method.taps() or method.players() or learns_from_itself:
         return
     label, weight, image = batch.label.clone(), torch.ones_like(batch.image[:, :1]), batch.image.clone()
     label[:, :HALF], weight[:, :, :HALF] = IGNORE, 0

@@ -14,8 +14,10 @@ from typing import Any, final
 from torch import nn
 
 from medkd.conformance.play import Subject
+from medkd.conformance.toys import CHANNELS
 from medkd.errors import UserError, nearest
 from medkd.methods import catalogue
+from medkd.methods.about import example_of
 from medkd.methods.base import Method
 from medkd.types import Batch, Terms, View
 
@@ -45,7 +47,7 @@ class PlainLoss(Method):
 
 def plain(name: str, make: Callable[[], Callable[..., Any]]) -> Subject:
     """Return a plain loss to be judged; ``make`` returns it anew."""
-    return Subject(name, lambda: PlainLoss(make()), logits_only=True)
+    return Subject(name, lambda _: PlainLoss(make()), logits_only=True)
 
 
 def method(name: str, found: type[Method], arguments: Mapping[str, Any] | None = None) -> Subject:
@@ -53,14 +55,12 @@ def method(name: str, found: type[Method], arguments: Mapping[str, Any] | None =
 
     Methods of the kind ``multi_teacher`` have two teachers at the table, those of ``online`` a peer.
     """
-    given = dict(found.example) if arguments is None else dict(arguments)
     kind = found.__module__.split(".")[-2:][0]
-    return Subject(
-        name,
-        lambda: found(**given),
-        teachers=2 if kind == "multi_teacher" else 1,
-        peers=1 if kind == "online" else 0,
-    )
+
+    def make(size: tuple[int, ...]) -> Method:
+        return found(**(example_of(found, size, 2 * CHANNELS) if arguments is None else arguments))
+
+    return Subject(name, make, teachers=2 if kind == "multi_teacher" else 1, peers=1 if kind == "online" else 0)
 
 
 def find(name: str, arguments: Mapping[str, Any] | None = None) -> Subject:

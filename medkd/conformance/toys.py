@@ -25,6 +25,18 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def layer(dims: int, inside: int, outside: int, *, norm: bool = False) -> nn.Sequential:
+    """Return a pointwise convolution and its activation, normalised by remembered statistics between them if asked."""
+    conv = _CONV[dims - 1](inside, outside, 1)
+    nn.init.normal_(conv.weight, std=1.3 * inside**-0.5)
+    made: list[nn.Module] = [conv, nn.LeakyReLU(0.2)]
+    if norm:
+        made.insert(1, _NORM[dims - 1](outside))
+        made[1].get_buffer("running_mean").uniform_(-0.1, 0.1)
+        made[1].get_buffer("running_var").uniform_(0.8, 1.2)
+    return nn.Sequential(*made)
+
+
 class Toy(nn.Module):
     """A U-Net of 1x1x1 convolutions; offers the taps ``enc0``, ``enc1``, ``bottleneck``, ``dec1`` and ``dec0``.
 
@@ -41,34 +53,26 @@ class Toy(nn.Module):
 
     def __init__(self, dims: int, classes: int, *, width: int, part: slice, norm: bool, seed: int) -> None:
         super().__init__()
-        conv = _CONV[dims - 1]
         self.part, self.dims = part, dims
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             w = (width, width + 2, width + 4)
-            self.enc0 = conv(CHANNELS, w[0], 1)
-            self.enc1 = conv(w[0], w[1], 1)
-            self.bottleneck = conv(w[1], w[2], 1)
-            self.dec1 = conv(w[2] + w[1], w[1], 1)
-            self.dec0 = conv(w[1] + w[0], w[0], 1)
-            self.head = conv(w[0], classes, 1)
-            for module in (self.enc0, self.enc1, self.bottleneck, self.dec1, self.dec0, self.head):
-                nn.init.normal_(module.weight, std=1.3 * module.weight.shape[1] ** -0.5)
+            self.enc0 = layer(dims, CHANNELS, w[0], norm=norm)
+            self.enc1 = layer(dims, w[0], w[1])
+            self.bottleneck = layer(dims, w[1], w[2])
+            self.dec1 = layer(dims, w[2] + w[1], w[1])
+            self.dec0 = layer(dims, w[1] + w[0], w[0])
+            self.head = _CONV[dims - 1](w[0], classes, 1)
             nn.init.normal_(self.head.weight, std=4.0 * w[0] ** -0.5)
-            self.norm: nn.Module = nn.Identity()
-            if norm:
-                self.norm = _NORM[dims - 1](w[0])
-                self.norm.get_buffer("running_mean").uniform_(-0.1, 0.1)
-                self.norm.get_buffer("running_var").uniform_(0.8, 1.2)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
         pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[self.dims - 1]
-        x0 = F.leaky_relu(self.norm(self.enc0(image[:, self.part])), 0.2)
-        x1 = F.leaky_relu(self.enc1(pool(x0, 2, ceil_mode=True)), 0.2)
-        x2 = F.leaky_relu(self.bottleneck(pool(x1, 2, ceil_mode=True)), 0.2)
-        y1 = F.leaky_relu(self.dec1(torch.cat([F.interpolate(x2, x1.shape[2:]), x1], 1)), 0.2)
-        y0 = F.leaky_relu(self.dec0(torch.cat([F.interpolate(y1, x0.shape[2:]), x0], 1)), 0.2)
+        x0 = self.enc0(image[:, self.part])
+        x1 = self.enc1(pool(x0, 2, ceil_mode=True))
+        x2 = self.bottleneck(pool(x1, 2, ceil_mode=True))
+        y1 = self.dec1(torch.cat([F.interpolate(x2, x1.shape[2:]), x1], 1))
+        y0 = self.dec0(torch.cat([F.interpolate(y1, x0.shape[2:]), x0], 1))
         logits: Tensor = self.head(y0)
         return logits
 
@@ -101,6 +105,15 @@ def scene(size: Sequence[int] = (8, 8, 8), classes: int = 3, batch: int = 2, see
         spacing_mm=(1.0, 1.5, 2.0)[: len(size)],
         trust=torch.ones(batch, 1, *size),
     )
+
+
+def blocky(batch: Batch) -> Batch:
+    """Return the batch with labels that are constant in each cell of the bottleneck: nearest neighbours see no side."""
+    label = batch.label
+    for axis in range(1, label.ndim):
+        at = torch.arange(label.shape[axis]) // STRIDE * STRIDE
+        label = label.index_select(axis, at)
+    return replace(batch, label=label)
 
 
 def reshaped(batch: Batch, change: Callable[[Tensor], Tensor], **more: object) -> Batch:

@@ -35,7 +35,8 @@ class KD(Method):
     Departs from the paper: class-balanced mean by default. A uniform mean drove small students to
         all-background on volumes with 2 % foreground.
 
-    Reference: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, arXiv:1503.02531, section 2.
+    Reference: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, NIPS Deep Learning Workshop 2014,
+        arXiv:1503.02531, section 2.
     """
 
     regions: ClassVar[bool] = True
