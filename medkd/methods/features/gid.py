@@ -43,7 +43,8 @@ class GID(Method):
     Departs from the paper: only its abstract could be read, so that the forms of the layer and of the pooled term are
         a reading, and the weights ours.
 
-    Reference: after *GID: Global information distillation for medical semantic segmentation*, Neurocomputing 2022.
+    Reference: after Ye et al., *GID: Global information distillation for medical semantic segmentation*,
+        Neurocomputing 2022.
     """
 
     regions: ClassVar[bool] = True
