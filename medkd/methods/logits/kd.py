@@ -25,15 +25,15 @@ class KD(Method):
     Args:
         temperature: :math:`\tau`, softens both distributions (no unit). 2 by default: the range 2.5 to 4
             of the paper is for hundreds of classes.
-        reduction: what :math:`w_n` is. ``balanced``: every class that the teacher sees in the batch counts
-            the same; ``foreground``: only voxels within ``margin_mm`` of the teacher's or the label's
-            foreground; ``uniform``: the paper's plain mean, which the background of a volume rules.
+        reduction: what :math:`w_n` is. ``foreground``: one within ``margin_mm`` of the teacher's or the label's
+            foreground, zero elsewhere; ``balanced``: every class that the teacher sees in the batch counts the
+            same; ``uniform``: the paper's plain mean, which the background of a volume rules.
         margin_mm: margin of ``foreground``, in mm.
 
     Shapes: logits ``(B, K, *S)`` of student and teacher; returns one scalar, ``kd``.
     Reads: logits. Learns: nothing. Teacher: one or an ensemble, frozen, cacheable. Regions: yes (binary KL).
-    Departs from the paper: class-balanced mean by default. A uniform mean drove small students to
-        all-background on volumes with 2 % foreground.
+    Departs from the paper: a mean over the foreground's surroundings by default, chosen on validation cases
+        (docs/choosing-a-method.md); in a volume the plain mean is a mean over background.
 
     Reference: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, NIPS Deep Learning Workshop 2014,
         arXiv:1503.02531, section 2.
@@ -42,7 +42,7 @@ class KD(Method):
     regions: ClassVar[bool] = True
     zero_at_teacher: ClassVar[bool] = True
 
-    def __init__(self, *, temperature: float = 2.0, reduction: str = "balanced", margin_mm: float = 5.0) -> None:
+    def __init__(self, *, temperature: float = 2.0, reduction: str = "foreground", margin_mm: float = 5.0) -> None:
         super().__init__()
         if temperature <= 0:
             raise UserError(f"kd: temperature {temperature} must be above 0")
