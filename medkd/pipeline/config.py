@@ -152,10 +152,11 @@ class Stage(Strict):
 
 
 class EvaluateConfig(Strict):
-    """What is measured, and which arms are compared; all of them when ``compare`` is left out."""
+    """What is measured, which arms the report shows, and for a study the arm that all methods are compared with."""
 
     metrics: Annotated[tuple[str, ...], items(str), Field(min_length=1)] = ("dice", "hd95_mm", "nsd_1mm")
     compare: Annotated[tuple[str, ...] | None, as_tuple] = None
+    baseline: str | None = None
 
 
 class ReportConfig(Strict):

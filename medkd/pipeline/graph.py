@@ -275,6 +275,8 @@ class _Builder:
             "compare": config.evaluate.compare,
             "stages": {n: [*s.teacher, *s.control] for n, s in config.stages.items()},
         }
+        if config.evaluate.baseline is not None:
+            part["baseline"] = config.evaluate.baseline
         self.add(Node("report"), tuple(self.nodes), part)
 
 

@@ -55,6 +55,12 @@ def mistakes(config: RunConfig) -> list[Mistake]:
         if arm not in arms:
             message = f"no arm is called {arm!r}{nearest(arm, arms)}; this run has {', '.join(arms)}"
             found.append((("evaluate", "compare", i), message))
+    baseline = config.evaluate.baseline
+    if baseline is not None and baseline not in arms:
+        message = f"no arm is called {baseline!r}{nearest(baseline, arms)}; this run has {', '.join(arms)}"
+        found.append((("evaluate", "baseline"), message))
+    elif baseline is not None and not any(stage.teacher for name, stage in config.stages.items() if name != baseline):
+        found.append((("evaluate", "baseline"), "no stage has a teacher, so there is no method to compare with it"))
     return found
 
 

@@ -11,7 +11,6 @@ from medkd.report.scores import Scores
 from medkd.report.slices import slice_svg
 from medkd.report.summary import Comparison, RunSummary
 from medkd.report.tables import COSTS, arm_lines, cost, cost_text
-from medkd.report.verdict import interval
 
 
 def arms(run: RunSummary, scores: Scores) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def comparisons(run: RunSummary) -> list[dict[str, Any]]:
             "names": (c.arm_a, c.arm_b),
             "metric": numbers.metric_title(c.metric),
             "difference": numbers.difference(c.metric, c.difference),
-            "interval": interval(c.metric, c.ci_low, c.ci_high),
+            "interval": numbers.interval(c.metric, c.ci_low, c.ci_high),
             "p": numbers.p_value(c.wilcoxon_p),
             "cases": c.n_cases,
             "seeds": c.n_seeds,
@@ -201,7 +200,7 @@ def _class_interval(run: RunSummary, metric: str, label: str) -> str:
     found = run.comparison(student.name, control.name, metric) if student and control else None
     for one in found.per_class if found else ():
         if one.get("label") == label and one.get("ci_low") is not None:
-            return interval(metric, one.get("ci_low"), one.get("ci_high"))
+            return numbers.interval(metric, one.get("ci_low"), one.get("ci_high"))
     return ""
 
 

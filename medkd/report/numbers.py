@@ -37,6 +37,13 @@ def difference(metric: str, value: float | None) -> str:
     return text if value < 0 else f"+{text}"
 
 
+def interval(metric: str, low: float | None, high: float | None) -> str:
+    """Return ``+0.010 to +0.033``; a dash where it was not computed."""
+    if low is None or high is None:
+        return NOTHING
+    return f"{difference(metric, low)} to {difference(metric, high)}"
+
+
 def count(value: float | None) -> str:
     """Return a large number with its prefix: 1.23 M, 41.2 G; three digits."""
     if value is None:

@@ -18,7 +18,7 @@ from medkd.report.packing import plain
 from medkd.report.palette import LABEL, arm_colours
 from medkd.report.scores import Scores
 from medkd.report.summary import RunSummary
-from medkd.report.tables import cases_csv
+from medkd.report.tables import cases_csv, study_table
 from medkd.report.verdict import verdict
 
 
@@ -79,6 +79,7 @@ def render(run: RunSummary) -> str:
         arms=content.arms(run, scores),
         classes=content.classes(run, scores),
         comparisons=content.comparisons(run),
+        study=None if run.study is None else study_table(run.study),
         hidden_classes=len(scores.labels) - len(figures.shown_classes(run, scores)),
         paired=run.arm("student") is not None and run.arm("control") is not None,
         plots=plots,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medkd.errors import UserError
 from medkd.report.packing import plain, unpack
+from medkd.report.study import Study
 
 FORMAT = 1
 """Version of the JSON layout."""
@@ -226,6 +227,7 @@ class RunSummary:
         provenance: versions, keys, hashes.
         parity: the exports.
         warnings: what a reader must know before trusting the numbers.
+        study: many methods against one baseline, where the run is such a comparison.
     """
 
     name: str
@@ -241,6 +243,7 @@ class RunSummary:
     provenance: Provenance = field(default_factory=Provenance)
     parity: tuple[Parity, ...] = ()
     warnings: tuple[str, ...] = ()
+    study: Study | None = None
 
     def arm(self, role: str) -> Arm | None:
         """Return the first arm of ``role``, or None."""
@@ -267,6 +270,7 @@ class RunSummary:
             parts |= {name: tuple(read.get(name, ())) for name in ("rows", "plan_notes", "warnings")}
             parts["slices"] = tuple(_slice(value) for value in read.get("slices", ()))
             parts["data"] = DataFacts(**read.get("data", {}))
+            parts["study"] = None if read.get("study") is None else Study.from_json(read["study"])
             parts["provenance"] = Provenance(**read.get("provenance", {}))
             return cls(**{**read, **parts})
         except (KeyError, TypeError) as error:

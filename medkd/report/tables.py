@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from medkd.report import numbers
+from medkd.report.packing import plain
 from medkd.report.scores import Scores
+from medkd.report.study import Study
 from medkd.report.summary import Arm, RunSummary
 
 
@@ -136,15 +139,45 @@ def arms_csv(run: RunSummary) -> str:
     for line in arms_json(run):
         per_class = line.pop("per_class")
         flat.append(line | {f"{m}[{label}]": v for label, of in per_class.items() for m, v in of.items()})
-    return _csv(flat)
+    return table_csv(flat)
 
 
 def cases_csv(run: RunSummary) -> str:
     """Return every measured row as CSV; an empty cell where nothing was measured."""
-    return _csv([dict(row) for row in run.rows])
+    return table_csv([dict(row) for row in run.rows])
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def study_table(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of text of the deciding metric, the baseline last."""
+    metric = study.metrics[0]
+    mean = f"Mean {numbers.metric_title(metric)}"
+    head = ["Method", mean, "Difference", "95 % interval", "Wilcoxon p (Holm)", "Verdict"]
+    body = [
+        [
+            line.method,
+            numbers.metric_value(metric, line.mean),
+            numbers.difference(metric, line.difference),
+            numbers.interval(metric, line.ci_low, line.ci_high),
+            numbers.p_value(line.holm_p),
+            line.verdict,
+        ]
+        for line in study.main
+    ]
+    base = numbers.metric_value(metric, study.main[0].baseline)
+    return head, [*body, [f"{study.baseline} (baseline)", base, *[numbers.NOTHING] * 4]]
+
+
+def study_files(study: Study) -> dict[str, str]:
+    """Return file name -> text: ``study.md`` of the deciding metric, ``study.csv`` and ``study.json`` of all."""
+    return {
+        "study.md": f"{study.headline} {study.evidence}\n\n{markdown(*study_table(study))}",
+        "study.csv": table_csv([asdict(line) for line in study.lines]),
+        "study.json": json.dumps(plain(study), indent=1) + "\n",
+    }
+
+
+def table_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as CSV, columns in the order in which they first come; no cell starts like a formula."""
     out = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(out, names, lineterminator="\n", restval="")

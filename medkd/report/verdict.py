@@ -27,8 +27,14 @@ class Verdict:
 
 
 def verdict(run: RunSummary, scores: Scores | None = None) -> Verdict:
-    """Return the verdict of a run: the student's comparison with its control, by Dice where there is one."""
+    """Return the verdict of a run: the student's comparison with its control, by Dice where there is one.
+
+    For a study: how many methods helped.
+    """
     scores = scores or Scores(run.rows)
+    if run.study is not None:
+        outcome = "helped" if any(line.verdict == "helped" for line in run.study.main) else "not shown"
+        return Verdict(outcome, run.study.headline, run.study.evidence, "")
     lost = _lost(run, scores)
     student, control = run.arm("student"), run.arm("control")
     if student is None or control is None:
@@ -53,13 +59,6 @@ def _headline(c: Comparison) -> str:
     if float(size) == 0:  # small but shown: must not read as nothing
         size = numbers.significant(abs(c.difference), 1)
     return f"{start}: mean {name} {'rose' if c.difference > 0 else 'fell'} by {size}."
-
-
-def interval(metric: str, low: float | None, high: float | None) -> str:
-    """Return ``+0.010 to +0.033``; a dash where it was not computed."""
-    if low is None or high is None:
-        return numbers.NOTHING
-    return f"{numbers.difference(metric, low)} to {numbers.difference(metric, high)}"
 
 
 def _lost(run: RunSummary, scores: Scores) -> str:

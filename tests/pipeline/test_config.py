@@ -122,6 +122,11 @@ def test_a_mistake_in_a_key_is_told_with_its_place(old: str, new: str, expected:
         ("teacher: teachers", "teacher: teachrs", "11: stages.student.teacher: 'teachrs' is neither a stage"),
         ("teacher: teachers", "teacher: student", "11: stages.student.teacher: a stage cannot be its own"),
         ("teacher: teachers", "init: teacher", "11: stages.student.init: no other stage is called 'teacher' (did"),
+        (
+            "compare: [student, student.control]",
+            "baseline: studen",
+            "14: evaluate.baseline: no arm is called 'studen' (did you mean 'student'?)",
+        ),
         ("[student, student.control]", "[studen]", "14: evaluate.compare.0: no arm is called 'studen' (did you"),
         ("[dice, nsd", "[dyce, nsd", "14: evaluate.metrics.0: no metric is called 'dyce' (did you mean 'dice'?)"),
         ("folds: 5", "folds: 5, run_folds: [0, 5]", "2: data.run_folds.1: fold 5 of 5"),

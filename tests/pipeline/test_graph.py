@@ -185,6 +185,10 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(override: str, agai
     assert changed(override) == again
 
 
+def test_a_study_is_a_matter_of_the_report_alone() -> None:
+    assert changed("evaluate.baseline=student.control") == {"report"}
+
+
 def test_changes_far_up_redo_all_below() -> None:
     everything = set(names(graph_of()))
     assert changed("plan={patch: [64, 64, 64]}") == everything

@@ -50,3 +50,8 @@ def test_ratio_and_p() -> None:
     assert numbers.ratio(1.01, 1.0) == ""
     assert numbers.ratio(None, 1.0) == ""
     assert [numbers.p_value(p) for p in (0.0004, 0.031, None)] == ["< 0.001", "0.031", "–"]
+
+
+def test_interval() -> None:
+    assert numbers.interval("dice", -0.01, 0.02) == "−0.010 to +0.020"
+    assert numbers.interval("dice", None, 0.02) == "–"

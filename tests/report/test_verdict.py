@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from medkd.report.summary import Arm, Comparison
-from medkd.report.verdict import interval, verdict
+from medkd.report.verdict import verdict
 
 
 def test_the_verdict_is_the_students_dice_against_the_control(make_run) -> None:
@@ -58,8 +58,3 @@ def test_a_student_above_its_teacher_is_told_so_and_a_larger_one_too(make_run) -
 def test_no_teacher_no_loss(make_run) -> None:
     run = make_run()
     assert verdict(dataclasses.replace(run, arms=run.arms[1:])).lost == ""
-
-
-def test_interval() -> None:
-    assert interval("dice", -0.01, 0.02) == "−0.010 to +0.020"
-    assert interval("dice", None, 0.02) == "–"

@@ -21,8 +21,9 @@ from medkd.pipeline.rules import ARMS, arm_name, arms_of
 from medkd.pipeline.steps.ground import Ground
 from medkd.report.page import write_report
 from medkd.report.slices import worst_cases, worst_slice
+from medkd.report.study import Study, study_of
 from medkd.report.summary import Arm, Comparison, Curve, DataFacts, Parity, Provenance, RunSummary, Slice
-from medkd.report.tables import arms_json, arms_markdown
+from medkd.report.tables import arms_json, arms_markdown, study_files
 
 AGAINST = {
     "control": "Distillation",
@@ -33,13 +34,15 @@ AGAINST = {
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
-    """Write ``report.html``, ``summary.json``, ``arms.json``, ``table.md`` and ``cases.csv``."""
+    """Write ``report.html``, ``summary.json``, ``arms.json``, ``table.md``, ``cases.csv``, and a study's tables."""
     gathered = Gathered(inputs, context)
     run = gathered.summary()
     (out / "summary.json").write_text(json.dumps(run.to_json()))
     (out / "arms.json").write_text(json.dumps(arms_json(run), indent=1))
     (out / "table.md").write_text(arms_markdown(run) + "\n")
     write_rows(out / "cases.csv", gathered.rows)
+    for name, text in (study_files(run.study) if run.study else {}).items():
+        (out / name).write_text(text, encoding="utf-8")
     write_report(run, out / "report.html")
 
 
@@ -99,6 +102,7 @@ class Gathered:
             provenance=self.provenance(),
             parity=tuple(self.parity()),
             warnings=tuple(self.warnings()),
+            study=self.study(),
         )
 
     def arms(self) -> Iterator[Arm]:
@@ -113,6 +117,7 @@ class Gathered:
             names = [model.name for model in stage.model]
             detail = f"mean of {len(names)} networks: {', '.join(names)}" if len(names) > 1 else names[0]
             role = "student" if stage_name == student else "teacher" if stage_name in teachers else "other"
+            role = "control" if stage_name == config.evaluate.baseline else role
             yield Arm(stage_name, role, stage_name, detail, **cost)
             for entry in stage.control:
                 arm = ARMS[entry]
@@ -139,6 +144,22 @@ class Gathered:
                     first = [row for row in self.rows_of(teacher, "main") if row.seed == taught]
                     theirs = spread(first, {row.seed for row in mine})
                     yield Comparison.of(paired(mine, theirs, "dice", subject="Being small").to_json())
+
+    def study(self) -> Study | None:
+        """Return every distilled stage against the run's baseline, by every metric; None without a baseline."""
+        config = self.context.config
+        baseline = config.evaluate.baseline
+        if baseline is None:
+            return None
+        theirs = self.rows_of(*arms_of(config)[baseline])
+        found = []
+        for name, stage in config.stages.items():
+            if not stage.teacher or name == baseline:
+                continue
+            mine = self.rows_of(name, "main")
+            shared = theirs if len({row.seed for row in theirs}) > 1 else spread(theirs, {row.seed for row in mine})
+            found += [paired(mine, shared, metric, subject=name) for metric in config.evaluate.metrics]
+        return study_of(baseline, found)
 
     def curves(self) -> Iterator[Curve]:
         """Yield the log of every training."""
