@@ -25,14 +25,15 @@ class KD(Method):
     Args:
         temperature: :math:`\tau`, softens both distributions (no unit). 2 by default: the range 2.5 to 4
             of the paper is for hundreds of classes.
-        reduction: what :math:`w_n` is. ``foreground``: one within ``margin_mm`` of the teacher's or the label's
-            foreground, zero elsewhere; ``balanced``: every class that the teacher sees in the batch counts the
-            same; ``uniform``: the paper's plain mean, which the background of a volume rules.
+        reduction: what :math:`w_n` is. ``balanced``: every class that the teacher sees in the batch counts the
+            same; ``foreground``: likewise, among the voxels within ``margin_mm`` of the teacher's or the label's
+            foreground, so that the background's share is what lies around the organs; ``uniform``: the paper's
+            plain mean, which the background of a volume rules.
         margin_mm: margin of ``foreground``, in mm.
 
     Shapes: logits ``(B, K, *S)`` of student and teacher; returns one scalar, ``kd``.
     Reads: logits. Learns: nothing. Teacher: one or an ensemble, frozen, cacheable. Regions: yes (binary KL).
-    Departs from the paper: a mean over the foreground's surroundings by default, chosen on validation cases
+    Departs from the paper: a class-balanced mean around the foreground by default, chosen on validation cases
         (docs/choosing-a-method.md); in a volume the plain mean is a mean over background.
 
     Reference: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, NIPS Deep Learning Workshop 2014,
@@ -84,10 +85,10 @@ def voxel_weight(teacher: View, batch: Batch, reduction: str, margin_mm: float) 
     if reduction == "uniform":
         return trust
     owner = teacher_owner(teacher, batch.regions)
-    if reduction == "balanced":
-        return balance(owner, teacher.logits.shape[1] + 1, trust)
-    near = dilate((owner > 0) | foreground(batch), margin_mm, batch.spacing_mm).float()
-    return near if trust is None else near * trust
+    if reduction == "foreground":
+        near = dilate((owner > 0) | foreground(batch), margin_mm, batch.spacing_mm).float()
+        trust = near if trust is None else near * trust
+    return balance(owner, teacher.logits.shape[1] + 1, trust)
 
 
 def teacher_owner(teacher: View, regions: bool) -> Tensor:
