@@ -111,6 +111,16 @@ def test_every_command_that_the_texts_show_is_understood() -> None:
     assert wrong == []
 
 
+def test_the_readme_names_every_verb() -> None:
+    from typer.main import get_command
+
+    from medkd.cli import app
+
+    verbs: dict[str, object] = get_command(app).commands  # type: ignore[attr-defined]
+    rows = re.findall(r"^\| `medkd (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(verbs)
+
+
 def alternatives(words: list[str]) -> list[list[str]]:
     """Return the calls that ``data inspect|download`` stands for; redirections and ``[NAME]`` are cut off."""
     words = [word for word in words[: words.index(">")] if word] if ">" in words else words
