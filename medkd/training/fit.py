@@ -20,7 +20,7 @@ from medkd.methods.base import Sum
 from medkd.networks.taps import Tapped
 from medkd.training import checkpoint
 from medkd.training.optim import optimiser, schedule
-from medkd.training.round import Table
+from medkd.training.round import STORED, NoTaps, Table
 from medkd.training.settings import Settings
 from medkd.types import Anatomy, Batch
 
@@ -79,7 +79,7 @@ class Trainer:
             for name in names:
                 network.path(name)  # a tap that is not there is told before a method builds on it
         anatomy = tapped["student"].anatomy
-        method.setup(anatomy, frozen[0].anatomy if frozen else Anatomy({}, anatomy.classes, anatomy.dims))
+        method.setup(anatomy, frozen[0].anatomy if frozen else Anatomy(NoTaps(STORED), anatomy.classes, anatomy.dims))
         extra = method.players()
         if taken := sorted(extra.keys() & learners.keys()):
             raise UserError(f"a method claims the player {taken[0]!r}, a network of the stage; rename the player")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class Table:
                 raise UserError("this method asks for a teacher and the stage has none; add `teacher:` to the stage")
             if image is not None:
                 raise UserError("this method asks the teacher about new images, which stored targets cannot answer")
-            return View(to_logits(self.batch.target, regions=self.batch.regions), {}, self.batch.trust)
+            return View(to_logits(self.batch.target, regions=self.batch.regions), NoTaps(STORED), self.batch.trust)
         if name != "teacher" and name not in self._teachers:
             raise UserError(f"there is no network {name!r} at the table; there are {', '.join(self.nets)}")
         asked = list(self._teachers) if name == "teacher" else [name]
@@ -94,11 +95,23 @@ class Table:
             views = [self._teachers[one](x, self._teacher_taps) for one in asked]
         trust = self.batch.trust if image is None else None
         logits = fuse([v.logits for v in views], regions=self.batch.regions)
-        return View(logits, views[0].taps if len(views) == 1 else _Apart(), trust)
+        return View(logits, views[0].taps if len(views) == 1 else NoTaps(TOGETHER), trust)
 
 
-class _Apart(dict[str, Tensor]):
-    """The taps of several teachers together: they have none, since their features mean different things."""
+TOGETHER = "several have no features together; give it one"
+STORED = "stored targets have no features; let the teacher run live"
 
-    def __missing__(self, name: str) -> Tensor:
-        raise UserError(f"a method reads {name!r} of its teacher, and several have no features together; give it one")
+
+class NoTaps(dict[str, Any]):
+    """The taps of a teacher that has none: several together, whose features mean different things, or stored targets.
+
+    Args:
+        why: end of the sentence that a method is told when it asks for one.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self.why = why
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"a method reads {name!r} of its teacher, and {self.why}")
