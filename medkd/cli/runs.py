@@ -146,7 +146,8 @@ def _failures(finished: Finished) -> int:
     traces = [failure.trace for failure in outcome.failed.values() if failure.trace]
     for trace in dict.fromkeys(traces):
         note(trace)
-    held = f", {nodes(len(outcome.skipped))} that need them not begun" if outcome.skipped else ""
+    which = "" if any(failure.halts for failure in outcome.failed.values()) else " that need them"
+    held = f", {nodes(len(outcome.skipped))}{which} not begun" if outcome.skipped else ""
     told = [f"{node.name}: {failure.message}" for node, failure in outcome.failed.items()]
     if len(told) == 1:
         return fail(f"{told[0]} ({nodes(len(finished.ended))} done and kept{held})", code=1 if traces else 2)

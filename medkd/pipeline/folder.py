@@ -21,6 +21,8 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than this disk or `ulimit -f` allows",
 }
+_FEW_BYTES = 64_000
+"""With less than this nothing of a run can be written."""
 _CLOSED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "it is read-only"}
 
 
@@ -138,20 +140,37 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def disk_trouble(error: BaseException, path: Path) -> str | None:
     """Return one sentence when ``error``, or what caused it, is a full disk or a closed folder; else None."""
-    one: BaseException | None = error
-    seen: set[int] = set()
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
+    for one in _causes(error):
         code = one.errno if isinstance(one, OSError) else None
         where = getattr(one, "filename", None) or path
-        # Libraries that write by themselves (safetensors, zarr) tell of a full disk only in words.
-        if code in _FULL or "No space left on device" in str(one):
+        if _says_full(one):
             reason = _FULL.get(code or errno.ENOSPC, "the disk is full")
             return f"{where} cannot be written: {reason}; free some space and run the same command to go on"
         if code in _CLOSED:
             return f"{where} cannot be opened or written: {_CLOSED[code]}; check the folder's owner and mode"
-        one = one.__cause__ or one.__context__
     return None
+
+
+def disk_full(error: BaseException, path: Path) -> bool:
+    """Return whether ``error`` came of a full disk, also where a library only told that it could not write."""
+    if any(_says_full(one) for one in _causes(error)):
+        return True
+    there = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
+    return there is not None and shutil.disk_usage(there).free < _FEW_BYTES
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    one: BaseException | None = error
+    seen: set[int] = set()
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _says_full(error: BaseException) -> bool:
+    # Libraries that write by themselves (safetensors, zarr) tell of a full disk only in words.
+    return (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in str(error)
 
 
 def find_model(path: Path) -> Path:

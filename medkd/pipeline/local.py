@@ -29,7 +29,7 @@ class Outcome:
         reused: were finished before.
         done: finished now.
         failed: node -> why.
-        skipped: not begun, because of the failed node they lead to.
+        skipped: not begun, because of the failed node that they need, or that stopped the run.
     """
 
     reused: list[Node] = field(default_factory=list)
@@ -65,7 +65,7 @@ def execute(
     jobs: int = 1,
     step: Step = run_step,
 ) -> Outcome:
-    """Do the unfinished ones of ``nodes``; a node that fails keeps only those back that depend on it.
+    """Do the unfinished ones of ``nodes``; one that fails holds back what needs it, and all the rest on a full disk.
 
     Args:
         graph: the whole run.
@@ -151,7 +151,7 @@ class _Todo:
         self._tell({node: "failed"})
         lost = {node}
         for other in list(self.waiting):  # in order, so that the dependants of dependants follow
-            if lost & set(self.graph.dependencies[other]):
+            if failure.halts or lost & set(self.graph.dependencies[other]):
                 lost.add(other)
                 self.waiting.remove(other)
                 self.outcome.skipped[other] = node

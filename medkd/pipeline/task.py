@@ -14,7 +14,7 @@ from typing import Any
 
 from medkd.errors import UserError
 from medkd.pipeline.context import Context, Event
-from medkd.pipeline.folder import Manifest, disk_trouble, finish, open_partial, partial
+from medkd.pipeline.folder import Manifest, disk_full, disk_trouble, finish, open_partial, partial
 from medkd.pipeline.graph import Node
 
 Step = Callable[[Node, Mapping[str, Path], Path, Context], None]
@@ -55,11 +55,13 @@ class Failure:
         node: the node.
         message: one sentence.
         trace: the traceback where it is a bug of ours, None where it is for the user to mend.
+        halts: whether no other node can do better: the disk is full.
     """
 
     node: Node
     message: str
     trace: str | None = field(default=None, repr=False)
+    halts: bool = False
 
 
 def run_step(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
@@ -91,10 +93,11 @@ def perform(task: Task, step: Step, progress: Callable[[Event], None]) -> Failur
 
 
 def _failure(task: Task, error: Exception) -> Failure:
+    halts = disk_full(error, task.folder)
     if isinstance(error, UserError):
-        return Failure(task.node, str(error))
+        return Failure(task.node, str(error), halts=halts)
     if sentence := disk_trouble(error, task.folder):
-        return Failure(task.node, sentence)
+        return Failure(task.node, sentence, halts=halts)
     if isinstance(error, MemoryError) or any(word in str(error) for word in _MEMORY):
         advice = "lower train.batch, give a smaller plan.patch, or use fewer --jobs"
         return Failure(task.node, f"memory ran out; {advice}")

@@ -21,10 +21,10 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     """Write ``targets/`` and ``teachers.json``; cases that an interrupted attempt stored are kept."""
     ground = Ground.of(inputs, context)
     folders = live_teachers(context.config.teachers_labelled(node.stage), inputs)
-    model = SegmentationModel.from_folder(folders, device=context.device)
     split = ground.split(node.fold)
     cards = cards_of(folders)
     admit(cards, split, ground.dataset, ground.plan)
+    model = SegmentationModel.from_folder(folders, device=context.device)
     store = TargetStore(out / "targets")
     cases = (*split.train, *split.unlabelled)
     for done, case in enumerate(cases, 1):
