@@ -108,7 +108,7 @@ def _stage(
     if stage.teacher and cached:
         cases = (*split.train, *split.unlabelled)
         size_mb = 2e-6 * len(dataset.labels) * voxels * len(cases)
-        yield f"targets of {len(cases)} cases are stored once, for all seeds: {size_mb:,.0f} MB before compression"
+        yield f"targets of {len(cases)} cases are stored once, for all seeds: {size_mb:,.1f} MB before compression"
     elif stage.teacher:
         yield "its methods read the teacher's features, so the teacher runs live in every step"
 
