@@ -69,7 +69,6 @@ def command() -> Iterator[Command]:
     """The command line as a function, on one thread, so that numbers repeat."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.delenv("MEDKD_DATA", raising=False)
         yield medkd
 
 
