@@ -269,6 +269,36 @@ def test_a_live_teacher_speaks_about_unlabelled_cases(
     assert card.provenance["teachers"] == [base.node(TEACHERS[0]).name]
 
 
+def test_folds_and_seeds_meet_in_the_report(
+    base: Run, command: Command, write: Write, student: dict[str, Any], tmp_path: Path
+) -> None:
+    teacher = {"model": {"name": "UNet", "channels": [4, 8]}, "methods": ["supervised"]}
+    stages = {"teachers": teacher, "student": {**student, "seeds": [3, 1], "labelled_draw": "per_seed"}}
+    more = {
+        "data": {"source": str(base.scans), "folds": 4, "run_folds": [0, 1]},
+        "train": {"steps": 2, "batch": 2, "threads": 1},
+        "evaluate": {"metrics": ["dice"], "compare": ["student", "student.control"]},
+    }
+    told = command("run", write(tmp_path, "folds", base.scans, stages, **more), "--runs", base.runs, "--json")
+    assert told.code == 0, told.err
+    nodes = {name: Path(folder) for name, folder in told.record["nodes"].items()}
+    drawn = {seed: read_card(nodes[f"train.student.m0.f0.s{seed}.control"]).trained_on for seed in (1, 3)}
+    assert drawn[1] != drawn[3]
+    # One teacher a fold, whatever the student's seed.
+    assert [name for name in nodes if name.startswith("train.teachers")] == [
+        "train.teachers.m0.f0.s0.main",
+        "train.teachers.m0.f1.s0.main",
+    ]
+    summary = json.loads((nodes["report"] / "summary.json").read_text())
+    assert {(row["arm"], row["fold"], row["seed"]) for row in summary["rows"]} == {
+        (arm, fold, seed) for arm in ("student", "student.control") for fold in (0, 1) for seed in (1, 3)
+    }
+    assert [arm["name"] for arm in summary["arms"]] == ["student", "student.control"]
+    (comparison,) = summary["comparisons"]
+    assert (comparison["arm_a"], comparison["arm_b"]) == ("student", "student.control")
+    assert (comparison["n_cases"], comparison["n_seeds"]) == (4, 2)
+
+
 MUTUAL = """\
 from medkd.methods.base import Method
 from medkd.types import Turn

@@ -68,6 +68,11 @@ class Gathered:
         """The stage that the report is about."""
         return exported_stage(self.context.config)
 
+    @property
+    def shown(self) -> frozenset[str]:
+        """Names of the arms that the report is about."""
+        return frozenset(self.context.config.evaluate.compare or arms_of(self.context.config))
+
     def nodes(self, kind: str) -> Iterator[tuple[str, Path]]:
         """Yield the finished nodes of one kind."""
         yield from ((name, folder) for name, folder in self.inputs.items() if name.startswith(f"{kind}."))
@@ -87,11 +92,10 @@ class Gathered:
         config, dataset, plan = self.context.config, self.ground.dataset, self.ground.plan
         split = self.ground.split(config.data.run_folds[0])
         sizes = {name: len(cases) for name, cases in vars(split).items()}
-        shown = set(config.evaluate.compare or arms_of(config))
         return RunSummary(
             name=config.report.title or config.name,
-            arms=tuple(arm for arm in self.arms() if arm.name in shown),
-            rows=tuple(row.to_record() for row in self.rows if row.arm in shown),
+            arms=tuple(arm for arm in self.arms() if arm.name in self.shown),
+            rows=tuple(row.to_record() for row in self.rows if row.arm in self.shown),
             comparisons=tuple(self.comparisons()),
             curves=tuple(self.curves()),
             slices=tuple(self.slices()),
@@ -132,13 +136,16 @@ class Gathered:
     def comparisons(self) -> Iterator[Comparison]:
         """Yield each distilled stage against each of its other arms, by every metric that was measured."""
         for name, stage in self.context.config.stages.items():
-            for entry in stage.control:
-                arm = ARMS[entry]
+            if name not in self.shown:
+                continue
+            for arm in (ARMS[entry] for entry in stage.control):
+                if arm_name(name, arm) not in self.shown:
+                    continue
                 for metric in self.context.config.evaluate.metrics:
                     found = paired(self.rows_of(name, "main"), self.rows_of(name, arm), metric, subject=AGAINST[arm])
                     yield Comparison.of(found.to_json())
             for teacher in stage.teacher:
-                if teacher in self.context.config.stages:
+                if teacher in self.context.config.stages and teacher in self.shown:
                     mine = self.rows_of(name, "main")
                     taught = self.context.config.seeds_of(teacher)[0]  # the seed that students learn from
                     first = [row for row in self.rows_of(teacher, "main") if row.seed == taught]
