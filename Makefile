@@ -1,11 +1,11 @@
 # Targets run in .venv, which they make and keep up to date themselves.
 #   make demo     the whole line on simulated scans: teachers, student, control, evaluation, ONNX, report
-#   make test     every test (PYTEST_ARGS="tests/house -q" for a part)
+#   make test     every test, one process a core (PYTEST_ARGS="tests/house -q" for a part)
 #   make lint | types | bench | docs | clean
 # PYTHON chooses the interpreter that .venv is made from (3.10 or later).
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -q
+PYTEST_ARGS ?= -q -n auto --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
