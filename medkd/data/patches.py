@@ -90,7 +90,8 @@ class Sampling:
         foreground: share of patches centred on a foreground voxel of an evenly drawn class.
         labelled_share: share of the patches from labelled cases when there are both kinds.
         pseudo: take the target's decision as label in unlabelled cases.
-        live_teacher: a network at the table speaks about unlabelled cases, so they need no stored targets.
+        live_teacher: a network at the table (a teacher, a peer, the student's own average) speaks about unlabelled
+            cases, so they need no stored targets.
         seed: of all draws.
     """
 

@@ -113,6 +113,12 @@ def reads_teacher(name: str) -> bool:
     return load(name).reads_teacher
 
 
+def reads_nothing(name: str) -> bool:
+    """Return whether the method learns from images alone: it needs neither labels nor a teacher."""
+    found = load(name)
+    return not (found.reads_labels or found.reads_teacher)
+
+
 def cacheable(name: str, arguments: Mapping[str, Any]) -> bool:
     """Return whether stored teacher probabilities are enough for the method: it reads no tap of the teacher."""
     method = make(name, arguments)

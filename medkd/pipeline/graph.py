@@ -151,7 +151,7 @@ def train_job(config: RunConfig, node: Node) -> TrainJob:
         hard_teacher=node.arm == "pseudo",
         cached=has_teacher
         and (node.arm == "pseudo" or all(catalogue.cacheable(m.name, m.arguments) for m in methods)),
-        unlabelled=stage.unlabelled and has_teacher,
+        unlabelled=stage.unlabelled and (has_teacher or not stage.teacher),  # an arm loses them with its teacher
         labelled=stage.labelled,
         labelled_draw_seed=node.seed if stage.labelled_draw == "per_seed" else config.data.seed,
         peers=stage.peers,

@@ -78,8 +78,6 @@ def _stage(config: RunConfig, name: str, stage: Stage) -> Iterator[Mistake]:
         yield ("control",), "a control arm compares with a teacher, and this stage has none; drop `control`"
     if len(set(stage.control)) < len(stage.control):
         yield ("control",), "an arm is named twice; keep one"
-    if stage.unlabelled and not stage.teacher:
-        yield ("unlabelled",), "only a teacher can speak about unlabelled cases; add `teacher`, or drop `unlabelled`"
     seeds = config.seeds_of(name)
     if len(set(seeds)) < len(seeds):
         yield ("seeds",), "a seed is named twice; keep one"
@@ -140,6 +138,10 @@ def method_mistakes(config: RunConfig) -> list[Mistake]:
         if stage.teacher and not readers:
             message = "no method of this stage reads the teacher; add one, kd say, or drop `teacher`"
             found.append(((*here, "teacher"), message))
+        if stage.unlabelled and not (stage.teacher or any(catalogue.reads_nothing(m.name) for m in stage.methods)):
+            speakers = "only a teacher can speak about unlabelled cases, or a method that needs no labels"
+            message = f"{speakers}; add `teacher` or mean_teacher, say, or drop `unlabelled`"
+            found.append(((*here, "unlabelled"), message))
         if "same_loss" in stage.control and not _all_cacheable(stage):
             message = "same_loss feeds labels in place of a teacher's logits, and a method here reads more; drop it"
             found.append(((*here, "control"), message))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from medkd.errors import UserError
 from medkd.methods import catalogue
 from medkd.methods.base import Weight
 from medkd.training.fit import Fit, Trainer
+from medkd.training.round import Table
 from medkd.training.settings import Settings
-from medkd.types import Batch
+from medkd.types import IGNORE, Batch
 
 DREAM: dict[str, object] = {"patch": (8, 8), "channels": 6, "dream_steps": 3, "inner": 2, "bank": 2, "compete": 0.1}
 ALL: dict[str, dict[str, Any]] = {
@@ -109,3 +111,19 @@ def test_a_teacher_without_batch_statistics_is_refused(tmp_path: Path) -> None:
             module.running_mean = None
     with pytest.raises(UserError, match="norm: batch"):
         run(made)
+
+
+@pytest.mark.parametrize(
+    ("key", "term"), [("afd_online_adversarial", "mimic"), ("dml", "dml"), ("mean_teacher", "mean_teacher")]
+)
+def test_what_lies_beyond_the_volume_is_not_agreed_on(seat: Callable[..., Table], key: str, term: str) -> None:
+    method = catalogue.make(key, ALL[key] | {"reduction": "uniform"})
+    table = seat(method, peers=1, teachers=0)
+    assert table.batch.trust is not None
+    trust = table.batch.trust.clone()
+    trust[:, :, :3] = 0
+    table.deal(replace(table.batch, label=torch.full_like(table.batch.label, IGNORE), trust=trust), 0.0)
+    turn = next(method.turns(table))
+    (grad,) = torch.autograd.grad(turn.terms[term], table.view("student").logits)
+    assert bool((grad[:, :, :3] == 0).all())
+    assert bool((grad[:, :, 3:] != 0).any())

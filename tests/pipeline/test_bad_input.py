@@ -96,7 +96,7 @@ def test_a_wrong_key_is_told_with_its_line(
         ({"methods": [{"name": "supervised", "dise": 1}]}, "stages.net.methods.0.dise: method supervised has no"),
         ({"methods": ["kd"]}, "stages.net.methods: kd needs a teacher; add `teacher:` to the stage"),
         ({"teacher": "nett", "methods": ["kd"]}, "stages.net.teacher: 'nett' is neither a stage nor a model folder"),
-        ({"unlabelled": True}, "stages.net.unlabelled: only a teacher can speak about unlabelled cases"),
+        ({"unlabelled": True}, "stages.net.unlabelled: only a teacher can speak about unlabelled cases, or"),
         ({"labelled": 4}, "stages.net.labelled is 4 but fold 0 has 3 training cases"),
         ({"init": "nobody"}, "stages.net.init: no other stage is called 'nobody'"),
     ],

@@ -138,6 +138,19 @@ def test_each_arm_reads_what_its_name_says() -> None:
     assert {job.train.steps for job in jobs.values()} == {500}
 
 
+def test_a_method_that_needs_nothing_reads_unlabelled_cases_without_a_teacher() -> None:
+    alone = ["stages.teachers.methods=[supervised, mean_teacher]", "stages.teachers.unlabelled=true"]
+    node = Node("train", "teachers", 0, 0, 0, "main")
+    assert train_job(read(*alone), node).unlabelled
+    assert not train_job(read(alone[0]), node).unlabelled
+    # A student's control arm has lost its teacher, and unlabelled cases with it.
+    beside = read("stages.student.methods=[supervised, kd, mean_teacher]")
+    assert not train_job(beside, Node("train", "student", 0, 0, 0, "control")).unlabelled
+    for methods in ("[supervised]", "[supervised, okdph, byot]"):
+        with pytest.raises(UserError, match=r"stages\.teachers\.unlabelled: only a teacher can speak about unlabelled"):
+            read(f"stages.teachers.methods={methods}", alone[1])
+
+
 def test_a_control_of_a_student_without_labels_learns_from_labels() -> None:
     config = read("stages.student.methods=[kd]")
     assert [m.name for m in train_job(config, Node("train", "student", 0, 0, 0, "control")).methods] == ["supervised"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from medkd.errors import UserError
 from medkd.methods.base import Method
 from medkd.methods.logits.kd import check_reduction, voxel_weight
-from medkd.methods.online.dml import check_peers
+from medkd.methods.online.dml import as_teacher, check_peers
 from medkd.methods.ops import binary_kl_map, full, kl_map, weighted_mean
 from medkd.methods.parts import Critic, pool_nodes
 from medkd.types import Anatomy, Batch, Round, Terms, Turn, Turns, View
@@ -99,7 +99,7 @@ class AFDOnlineAdversarial(Method):
                 "give both the same number"
             )
         before = {me: r.learners[i - 1] for i, me in enumerate(r.learners)}
-        past = {name: r.view(name).detach() for name in r.learners}
+        past = {name: as_teacher(r.view(name), r.batch) for name in r.learners}
         for me in r.learners:
             own = self.critics[me](self._features(r.view(me)))
             terms = self(r.view(me), past[before[me]], r.batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, final
 
 import torch
@@ -70,7 +71,7 @@ class DML(Method):
             for j, other in enumerate(r.learners):
                 if j != i:
                     peer = _again(r, other) if self.alternate and j < i else r.view(other)
-                    found.append(self(mine, peer.detach(), r.batch)["dml"])
+                    found.append(self(mine, as_teacher(peer, r.batch), r.batch)["dml"])
             yield Turn(me, {"dml": torch.stack(found).mean()})
 
 
@@ -97,6 +98,11 @@ def dml(
     log_s, log_p = (F.log_softmax(full(z) / temperature, dim=1) for z in (student, peer))
     kl = F.kl_div(log_s, log_p, reduction="none", log_target=True).sum(1)
     return temperature**2 * weighted_mean(kl, weight)
+
+
+def as_teacher(peer: View, batch: Batch) -> View:
+    """Return a peer's view as a target, which like a teacher's says nothing beyond the volume."""
+    return replace(peer.detach(), trust=batch.trust)
 
 
 def check_peers(method: str, r: Round) -> None:

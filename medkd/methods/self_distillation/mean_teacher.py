@@ -94,7 +94,7 @@ class MeanTeacher(Method):
         student, average = r.nets["student"], self.average_of(r.nets["student"])
         image = r.batch.image + self.noise * torch.randn_like(r.batch.image)
         with torch.no_grad():
-            target = View(first_head(average(image), image.ndim - 2))
+            target = View(first_head(average(image), image.ndim - 2), trust=r.batch.trust)
         yield Turn("student", self(r.view("student"), target, r.batch))
         if r.did_step:
             self.steps += 1

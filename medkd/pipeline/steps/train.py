@@ -170,7 +170,8 @@ def sampling(
         spacing_mm=ground.plan.spacing_mm,
         foreground=job.train.foreground,
         pseudo=job.hard_teacher,
-        live_teacher=bool(job.teacher) and not job.cached,
+        # A method that reads no teacher finds its own answers about them, as a live teacher does.
+        live_teacher=not job.cached and bool(job.teacher or job.unlabelled),
         seed=job.train.seed,
     )
 
