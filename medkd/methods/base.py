@@ -54,6 +54,10 @@ class Method(nn.Module):
         """Return the method's own networks that have an optimiser each: critic, generator."""
         return {}
 
+    def rates(self) -> dict[str, float]:
+        """Return factors on the stage's learning rate by player, where a paper lets one learn slower or faster."""
+        return {}
+
     def forward(self, student: View, teacher: View, batch: Batch) -> Terms:
         """Return the named, unweighted terms of one batch."""
         raise NotImplementedError
@@ -97,7 +101,7 @@ class Sum(Method):
 
     Where methods wait for different players, those that do not learn the task (critics) go first, so that
     one method's critic does not split the student's turn in two. Term names become ``method/term``.
-    Raises :class:`UserError` when two methods claim a player.
+    Raises :class:`UserError` when two methods claim a player, or disagree about a player's rate.
     """
 
     def __init__(self, methods: Mapping[str, tuple[Method, Weight]]) -> None:
@@ -125,6 +129,18 @@ class Sum(Method):
                 if player in found:
                     raise UserError(f"method {name!r} claims the player {player!r}, which another method has")
                 found[player] = network
+        return found
+
+    def rates(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, method in self._each().items():
+            for player, rate in method.rates().items():
+                if not (math.isfinite(rate) and rate > 0):
+                    raise UserError(
+                        f"method {name!r} gives {player} {rate} times the learning rate; it must be above 0"
+                    )
+                if found.setdefault(player, rate) != rate:
+                    raise UserError(f"method {name!r} gives {player} another learning rate than a method before it")
         return found
 
     def turns(self, r: Round) -> Turns:

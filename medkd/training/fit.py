@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,9 @@ class Trainer:
         extra = method.players()
         if taken := sorted(extra.keys() & learners.keys()):
             raise UserError(f"a method claims the player {taken[0]!r}, a network of the stage; rename the player")
+        rates = method.rates()
+        if strangers := sorted(rates.keys() - learners.keys() - extra.keys()):
+            raise UserError(f"a method gives a learning rate to {strangers[0]!r}, who does not learn in this stage")
         owned = {id(p) for module in extra.values() for p in module.parameters()}
         own = [p for p in method.parameters() if id(p) not in owned]
         method.to(self.fabric.device)
@@ -90,7 +93,7 @@ class Trainer:
         for name, module in {**learners, **extra}.items():
             parameters = [p for p in module.parameters() if p.requires_grad]
             parameters += own if name == "student" else []
-            optim = optimiser(parameters, settings)
+            optim = optimiser(parameters, replace(settings, lr=settings.lr * rates.get(name, 1.0)))
             wrapped, optim = self.fabric.setup(module, optim)
             if name in tapped:
                 tapped[name].run = wrapped

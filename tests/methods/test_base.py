@@ -182,6 +182,31 @@ def test_setup_and_deploy_reach_every_method() -> None:
     assert len([m for m in shipped.modules() if isinstance(m, nn.Identity)]) == 2
 
 
+class Rated(Script):
+    """Has rates of its own."""
+
+    def __init__(self, **rates: float) -> None:
+        super().__init__()
+        self.own_rates = rates
+
+    def rates(self) -> dict[str, float]:
+        return self.own_rates
+
+
+def rates(*methods: Method) -> dict[str, float]:
+    return Sum({f"m{i}": (method, Weight.constant(1)) for i, method in enumerate(methods)}).rates()
+
+
+def test_rates_of_all_players_come_together() -> None:
+    assert rates(Script(), Script()) == {}
+    assert rates(Rated(critic=0.1), Script(), Rated(generator=2.0, critic=0.1)) == {"critic": 0.1, "generator": 2.0}
+    with pytest.raises(UserError, match="'m1' gives student another learning rate"):
+        rates(Rated(student=0.1), Rated(student=0.2))
+    for nonsense in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"'m0' gives critic .* must be above 0"):
+            rates(Rated(critic=nonsense))
+
+
 def test_ramp() -> None:
     ramp = Weight(0.0, 2.0, over=0.5)
     assert [ramp.at(p) for p in (0, 0.25, 0.5, 0.75, 1)] == [0, 1, 2, 2, 2]

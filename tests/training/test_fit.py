@@ -151,6 +151,30 @@ def test_many_turns_of_a_player_do_not_hurry_its_schedule(run: Any) -> None:
     assert method.steps == [True] * 20
 
 
+def test_a_method_gives_its_player_a_rate_of_its_own(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"critic": 0.1}
+    monkeypatch.setattr(Adversarial, "rates", lambda self: rates)
+    seen: list[list[float]] = []
+
+    def trainer() -> Any:
+        return run.trainer(run.tiny(), run.total(sup=Supervised(), adv=Adversarial()), teachers=[run.tiny(1)])
+
+    made = trainer()
+
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        for i in range(start, stop):
+            seen.append([made.players[name].optimiser.param_groups[0]["lr"] for name in ("student", "critic")])
+            yield run.batch(i)
+
+    run.fit(made, batches)
+    assert len({student for student, _ in seen}) == 6  # the schedule moves both
+    for student, critic in seen:
+        assert critic == pytest.approx(0.1 * student)
+    rates["nobody"] = 1.0
+    with pytest.raises(UserError, match="a learning rate to 'nobody', who does not learn"):
+        trainer()
+
+
 def test_a_turn_without_gradient_moves_nothing(run: Any) -> None:
     class Idle(Method):
         reads_teacher = False

@@ -118,6 +118,7 @@ def test_the_critics_turn_leaves_the_student_alone(seat: Seat, adversary: str) -
             assert ("penalty" in turn.terms) == (adversary == "wgan-gp")
     assert players == ["student", "critic"]
     assert method.players() == {"critic": method.critic}
+    assert method.rates() == {"critic": method.critic_rate}
 
 
 def test_parts_can_be_left_out(seat: Seat) -> None:
@@ -125,11 +126,20 @@ def test_parts_can_be_left_out(seat: Seat) -> None:
     assert method.taps() == method.teacher_taps() == ()
     (turn,) = list(method.turns(seat(method)))
     assert set(turn.terms) == {"pixel"}
+    assert method.players() == method.rates() == {}
     assert not list(method.parameters())
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pair": -1.0}, {"temperature": 0.0}, {"adversary": "gan"}, {"nodes": 5000}, {"reduction": "sum"}]
+    "wrong",
+    [
+        {"pair": -1.0},
+        {"temperature": 0.0},
+        {"adversary": "gan"},
+        {"critic_rate": 0.0},
+        {"nodes": 5000},
+        {"reduction": "sum"},
+    ],
 )
 def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match="skd: "):
