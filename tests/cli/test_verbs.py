@@ -217,12 +217,12 @@ def test_check_finds_that_the_data_are_missing(toy: Path, capsys: pytest.Capture
 def test_methods_are_listed_and_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("kd ") and "yes" in line for line in lines)
-    assert any(line.startswith("supervised ") and " no " in line for line in lines)
+    assert any(line.startswith("kd ") and "cached" in line for line in lines)
+    assert any(line.startswith("supervised ") and " none " in line for line in lines)
     assert call(["methods", "kd"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("kd(")
-    assert "Reference: Hinton" in told
+    assert "Reference:\n    Hinton" in told
     assert call(["methods", "kd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["arguments"]["temperature"] == 2.0
 

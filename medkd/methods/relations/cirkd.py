@@ -56,7 +56,7 @@ class CIRKD(Method):
     """
 
     reads_labels: ClassVar[bool] = True
-    example: ClassVar[Mapping[str, object]] = {"nodes": NODES}
+    example: ClassVar[Mapping[str, object]] = {"tap": "enc1"}
 
     def __init__(
         self,
