@@ -102,7 +102,7 @@ class Gathered:
             data=DataFacts(dataset.name, dataset.licence or "", dataset.reference or "", dict(dataset.labels), sizes),
             plan_notes=plan.notes,
             config=config.to_yaml(),
-            cost_note=self.cost_note(),
+            cost_note=str(self.cost["note"]),
             provenance=self.provenance(),
             parity=tuple(self.parity()),
             warnings=tuple(self.warnings()),
@@ -218,10 +218,11 @@ class Gathered:
                 if "parity" in found:
                     yield Parity(**found["parity"])
 
-    def cost_note(self) -> str:
-        """Return on what the costs were measured."""
-        note = json.loads((self.inputs[Node("cost", self.student).name] / "cost.json").read_text())["note"]
-        return str(note)
+    @cached_property
+    def cost(self) -> dict[str, Any]:
+        """What was measured of the student."""
+        body: dict[str, Any] = json.loads((self.inputs[Node("cost", self.student).name] / "cost.json").read_text())
+        return body
 
     def provenance(self) -> Provenance:
         """Return versions, keys, times and licences."""
@@ -235,7 +236,7 @@ class Gathered:
         return Provenance(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=f"medkd run {config.name}.yaml",
-            device=self.context.device,
+            device=str(self.cost["machine"]),
             versions=versions,
             keys={name: found.key for name, found in manifests.items()},
             seconds={name: float(found.timings.get("seconds", 0.0)) for name, found in manifests.items()},
