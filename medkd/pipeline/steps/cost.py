@@ -46,6 +46,6 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     shape = " x ".join(str(side) for side in volume.shape)
     body["note"] = (
         f"One test case of median size ({case}, {shape} voxels) from the volume in memory to the label on its grid: "
-        f"median of {cost.repeats} runs on {cost.machine}, {cost.threads} thread{'s' if cost.threads > 1 else ''} ({cost.device})."
+        f"median of {cost.repeats} runs on {cost.machine} ({cost.device}, threads: {cost.threads})."
     )
     (out / "cost.json").write_text(json.dumps(body, indent=1))
