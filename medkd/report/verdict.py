@@ -34,7 +34,7 @@ def verdict(run: RunSummary, scores: Scores | None = None) -> Verdict:
     scores = scores or Scores(run.rows)
     if run.study is not None:
         outcome = "helped" if any(line.verdict == "helped" for line in run.study.main) else "not shown"
-        return Verdict(outcome, run.study.headline, run.study.evidence, "")
+        return Verdict(outcome, run.study.headline, "", run.study.evidence)
     lost = _lost(run, scores)
     student, control = run.arm("student"), run.arm("control")
     if student is None or control is None:
