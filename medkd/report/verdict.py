@@ -17,7 +17,7 @@ class Verdict:
         outcome: ``helped``, ``hurt``, ``not shown`` or ``not measured``.
         headline: the outcome in a few words.
         evidence: the comparison's own sentence, with interval, test and number of cases; empty without a comparison.
-        lost: one or two sentences: the student against its teacher, in accuracy and in cost; of a study, the best method.
+        lost: one or two sentences: the student against its teacher, in accuracy and in cost; or a study's best method.
     """
 
     outcome: str
