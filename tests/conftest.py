@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import torch
 
 # Tests run beside each other on few cores: one thread each is faster than all of them fighting.
 torch.set_num_threads(1)
+# A shell that runs the tests in the background has them ignore Ctrl-C, and what they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHAPE = (24, 28, 20)
 SPACING_MM = (1.5, 1.5, 2.0)
