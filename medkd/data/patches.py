@@ -88,7 +88,8 @@ class Sampling:
         batch: patches a step.
         spacing_mm: voxel size of the prepared volumes.
         foreground: share of patches centred on a foreground voxel of an evenly drawn class.
-        labelled_share: share of the patches from labelled cases when there are both kinds.
+        labelled_share: share of the patches from labelled cases when there are both kinds; None for half of them,
+            or more where more than half of the cases have labels.
         pseudo: take the target's decision as label in unlabelled cases.
         live_teacher: a network at the table (a teacher, a peer, the student's own average) speaks about unlabelled
             cases, so they need no stored targets.
@@ -101,7 +102,7 @@ class Sampling:
     batch: int
     spacing_mm: tuple[float, ...]
     foreground: float = 0.5
-    labelled_share: float = 0.5
+    labelled_share: float | None = None
     pseudo: bool = False
     live_teacher: bool = False
     seed: int = 0
@@ -146,7 +147,10 @@ class Patches(Dataset[Batch]):
         s = self.sampling
         if not s.unlabelled or not s.labelled:
             return s.batch if s.labelled else 0
-        return int(s.labelled_share * s.batch + rng.random())
+        share = s.labelled_share
+        if share is None:
+            share = max(0.5, len(s.labelled) / (len(s.labelled) + len(s.unlabelled)))
+        return int(share * s.batch + rng.random())
 
     def _draw(self, rng: np.random.Generator, from_labelled: bool) -> tuple[str, Patch]:
         s = self.sampling

@@ -225,6 +225,14 @@ def test_the_share_of_labelled_cases(store: Store, truths: dict[str, Array]) -> 
         assert np.mean([case in "ab" for case in cases]) == pytest.approx(share, abs=0.1)
 
 
+def test_where_most_cases_have_labels_so_have_most_patches(store: Store, truths: dict[str, Array]) -> None:
+    for labelled, unlabelled, share in (("ab", "uv", 0.5), ("ab", "u", 0.67), ("a", "uv", 0.5)):
+        sampling = replace(BOTH, labelled=tuple(labelled), unlabelled=tuple(unlabelled), labelled_share=None)
+        patches = Patches(store, sampling, still(), Soft(truths))
+        cases = [case for i in range(60) for case in patches[i].case]
+        assert np.mean([case in labelled for case in cases]) == pytest.approx(share, abs=0.1)
+
+
 @pytest.mark.parametrize("length", [1, 3, 15, 16, 17, 19, 20, 21, 40])
 def test_a_start_keeps_the_patch_on_the_volume(store: Store, length: int) -> None:
     augment = full()

@@ -26,8 +26,8 @@ class KD(Method):
         temperature: :math:`\tau`, softens both distributions (no unit). 2 by default: the range 2.5 to 4
             of the paper is for hundreds of classes.
         reduction: what :math:`w_n` is. ``balanced``: every class that the teacher sees in the batch counts the
-            same; ``foreground``: likewise, among the voxels within ``margin_mm`` of the teacher's or the label's
-            foreground, so that the background's share is what lies around the organs; ``uniform``: the paper's
+            same; ``foreground``: likewise, among the voxels within ``margin_mm`` of what the teacher, the label or
+            the student takes for foreground, so that the background's share is what lies around the organs; ``uniform``: the paper's
             plain mean, which the background of a volume rules.
         margin_mm: margin of ``foreground``, in mm.
 
@@ -55,7 +55,7 @@ class KD(Method):
             loss = binary_kl_map(student.logits, teacher.logits, self.temperature)
         else:
             loss = kl_map(student.logits, teacher.logits, self.temperature)
-        return {"kd": weighted_mean(loss, voxel_weight(teacher, batch, self.reduction, self.margin_mm))}
+        return {"kd": weighted_mean(loss, voxel_weight(teacher, batch, self.reduction, self.margin_mm, student))}
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
@@ -72,7 +72,9 @@ def check_reduction(method: str, reduction: str) -> None:
         raise UserError(f"{method}: reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
 
 
-def voxel_weight(teacher: View, batch: Batch, reduction: str, margin_mm: float) -> Tensor | None:
+def voxel_weight(
+    teacher: View, batch: Batch, reduction: str, margin_mm: float, student: View | None = None
+) -> Tensor | None:
     """Return what each voxel counts, ``(B, *S)``, or None for one everywhere.
 
     Args:
@@ -80,13 +82,17 @@ def voxel_weight(teacher: View, batch: Batch, reduction: str, margin_mm: float) 
         batch: its label shows foreground, and its spacing is that of the voxels.
         reduction: ``balanced``, ``foreground`` or ``uniform``, as in :class:`KD`.
         margin_mm: margin of ``foreground``, in mm.
+        student: its foreground counts too where it is given: a false alarm far from every organ has a price then.
     """
     trust = None if teacher.trust is None else teacher.trust.squeeze(1)
     if reduction == "uniform":
         return trust
     owner = teacher_owner(teacher, batch.regions)
     if reduction == "foreground":
-        near = dilate((owner > 0) | foreground(batch), margin_mm, batch.spacing_mm).float()
+        seen = (owner > 0) | foreground(batch)
+        if student is not None:
+            seen |= teacher_owner(View(student.logits, trust=teacher.trust), batch.regions) > 0
+        near = dilate(seen, margin_mm, batch.spacing_mm).float()
         trust = near if trust is None else near * trust
     return balance(owner, teacher.logits.shape[1] + 1, trust)
 

@@ -57,7 +57,7 @@ def test_a_cube_of_5_has_98_inner_voxels_in_a_thin_band() -> None:
 def test_a_constant_patch_has_no_band_and_no_loss() -> None:
     label = torch.ones(1, 6, 6, 6, dtype=torch.long)
     s = rand(1, 2, 6, 6, 6).requires_grad_()
-    loss = term(Boundary(), s, logits_of(label), batch_of(label))
+    loss = term(Boundary(student=False), s, logits_of(label), batch_of(label))
     loss.backward()
     assert loss.item() == 0
     assert s.grad is not None
@@ -69,7 +69,7 @@ def test_nothing_outside_the_band_matters() -> None:
     inside = band(label, 1.0, (1.0, 1.0, 1.0)).unsqueeze(1)
     s, t = rand(1, 2, 12, 12, 12), logits_of(label)
     other = torch.where(inside, s, rand(1, 2, 12, 12, 12, seed=1)).requires_grad_()
-    method = Boundary(band_mm=1.0)
+    method = Boundary(band_mm=1.0, student=False)
     one, two = term(method, s, t, batch_of(label)), term(method, other, t, batch_of(label))
     torch.testing.assert_close(one, two)
     two.backward()
@@ -98,13 +98,13 @@ def test_names_of_classes_do_not_matter() -> None:
 def test_the_label_adds_its_boundary_where_it_is_known() -> None:
     s, t = rand(1, 2, 12, 12, 12).requires_grad_(), logits_of(torch.zeros(1, 12, 12, 12, dtype=torch.long))
     label = cube()
-    assert term(Boundary(label=False), s, t, batch_of(label)).item() == 0
+    assert term(Boundary(label=False, student=False), s, t, batch_of(label)).item() == 0
     assert term(Boundary(), s, t, batch_of(label)).item() > 0
     unknown = torch.full_like(label, IGNORE)
-    assert term(Boundary(), s, t, batch_of(unknown)).item() == 0
+    assert term(Boundary(student=False), s, t, batch_of(unknown)).item() == 0
     half = label.clone()
     half[:, 6:] = IGNORE
-    term(Boundary(band_mm=0.5), s, t, batch_of(half)).backward()
+    term(Boundary(band_mm=0.5, student=False), s, t, batch_of(half)).backward()
     assert s.grad is not None
     assert s.grad[:, :, 6:].abs().sum() == 0
     assert s.grad[:, :, :6].abs().sum() > 0
@@ -154,3 +154,18 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def test_nonsense_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be above 0"):
         Boundary(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_false_alarm_far_from_every_organ_has_a_price() -> None:
+    label = torch.zeros(1, 16, 16, 16, dtype=torch.long)
+    label[:, :4, :4, :4] = 1
+    t = logits_of(label)
+    seen = label.clone()
+    seen[:, 12:14, 12:14, 12:14] = 1  # the student's own invention, 8 voxels from the organ
+    s = logits_of(seen).requires_grad_()
+    term(Boundary(band_mm=1.0), s, t, batch_of(torch.full_like(label, IGNORE))).backward()
+    assert s.grad is not None
+    assert (s.grad[0, 1, 12:14, 12:14, 12:14] > 0).all()
+    s.grad = None
+    term(Boundary(band_mm=1.0, student=False), s, t, batch_of(torch.full_like(label, IGNORE))).backward()
+    assert s.grad[:, :, 8:, 8:, 8:].abs().sum() == 0

@@ -132,16 +132,20 @@ def test_balanced_counts_the_teachers_classes_alike() -> None:
     torch.testing.assert_close(term(KD(reduction="uniform"), s, t), wrong * 0.99)
 
 
-@pytest.mark.parametrize("whose", ["teacher", "label"])
+@pytest.mark.parametrize("whose", ["teacher", "label", "student"])
 def test_foreground_is_a_margin_in_mm(whose: str) -> None:
     t = torch.zeros(1, 2, 9, 9)
     t[:, 0] = 1
     label = torch.zeros(1, 9, 9, dtype=torch.long)
     if whose == "teacher":
         t[0, 1, 4, 4] = 2
-    else:
+    elif whose == "label":
         label[0, 4, 4] = 1
-    s = rand(1, 2, 9, 9).requires_grad_()
+    s = rand(1, 2, 9, 9)
+    s[:, 0] += 9  # the student sees nothing
+    if whose == "student":
+        s[0, 1, 4, 4] = 99
+    s.requires_grad_()
     batch = replace(batch_of(s, label), spacing_mm=(1.0, 2.0))
     term(KD(reduction="foreground", margin_mm=2.0), s, t, batch).backward()
     assert s.grad is not None
