@@ -11,7 +11,8 @@ import psutil
 
 from medkd.pipeline.context import Context, silent
 from medkd.pipeline.folder import is_done
-from medkd.pipeline.graph import Graph, Node
+from medkd.pipeline.graph import Graph
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.task import Failure, Step, Task, perform, run_step
 from medkd.pipeline.workers import Workers
 

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from medkd.pipeline.folder import disk_errors, is_done
-from medkd.pipeline.graph import Graph, Node
+from medkd.pipeline.graph import Graph
+from medkd.pipeline.nodes import Node
 
 SHARED = frozenset({"prepare", "train", "targets", "evaluate"})
 """Kinds that other runs may lend; a cost is measured anew, a report is always a run's own."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medkd.errors import UserError, nearest
-from medkd.pipeline.config import RunConfig, Stage
+from medkd.pipeline.config import RunConfig
+from medkd.pipeline.specs import Stage
 from medkd.pipeline.yamlfile import KeyPath
 
 if TYPE_CHECKING:

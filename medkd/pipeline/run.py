@@ -13,8 +13,9 @@ from medkd.pipeline.config import RunConfig
 from medkd.pipeline.context import Context, Event, silent
 from medkd.pipeline.datakey import data_key
 from medkd.pipeline.folder import disk_errors, run_lock, write_text
-from medkd.pipeline.graph import Graph, Node, build_graph
+from medkd.pipeline.graph import Graph, build_graph
 from medkd.pipeline.local import Outcome, execute
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.reuse import adopt
 from medkd.pipeline.rules import check_splits
 from medkd.pipeline.task import Step, run_step

@@ -15,7 +15,7 @@ from typing import Any
 from medkd.errors import UserError
 from medkd.pipeline.context import Context, Event
 from medkd.pipeline.folder import Manifest, disk_full, disk_trouble, finish, open_partial, partial
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 
 Step = Callable[[Node, Mapping[str, Path], Path, Context], None]
 """Does the work of a node: inputs by node name, folder to write into, surroundings. Raises UserError for the user."""

@@ -13,7 +13,7 @@ from medkd.cli import app, call
 from medkd.errors import UserError
 from medkd.pipeline import steps
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 
 RUN = """\
 name: toy
@@ -265,9 +265,7 @@ def test_phantoms_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "p" / "dataset.json").is_file()
 
 
-def test_a_model_is_exported_and_predicts(
-    toy: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_is_exported_and_predicts(toy: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model(tiny_dataset)
     images = tiny_dataset / "imagesUn"
     assert call(["predict", str(model), str(images), "out"]) == 0

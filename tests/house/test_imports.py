@@ -30,15 +30,17 @@ def loaded(program: str) -> set[str]:
 
 def help_of(*arguments: str) -> str:
     """Return a program that runs ``medkd *arguments --help`` and goes on."""
-    return "\n".join([
-        "import sys",
-        f"sys.argv = ['medkd', *{list(arguments)!r}, '--help']",
-        "from medkd.cli import main",
-        "try:",
-        "    main()",
-        "except SystemExit as stop:",
-        "    assert not stop.code, stop.code",
-    ])
+    return "\n".join(
+        [
+            "import sys",
+            f"sys.argv = ['medkd', *{list(arguments)!r}, '--help']",
+            "from medkd.cli import main",
+            "try:",
+            "    main()",
+            "except SystemExit as stop:",
+            "    assert not stop.code, stop.code",
+        ]
+    )
 
 
 def test_import_medkd_loads_nothing_heavy() -> None:

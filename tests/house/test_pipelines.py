@@ -43,9 +43,7 @@ def test_every_pipeline_survives_being_resolved(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("file", "block"), SHOWN, ids=[f"{file.name}-{i}" for i, (file, _) in enumerate(SHOWN)])
-def test_every_run_in_the_texts_loads(
-    file: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_run_in_the_texts_loads(file: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for model in re.findall(r"teacher: (\S+/\S+)", block):  # folders that a reader would have
         (tmp_path / model).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

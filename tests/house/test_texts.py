@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from medkd.pipeline.config import DataConfig, EvaluateConfig, MethodSpec, ReportConfig, RunConfig, Stage, TrainConfig
+from medkd.pipeline.config import RunConfig
+from medkd.pipeline.specs import DataConfig, EvaluateConfig, MethodSpec, ReportConfig, Stage, TrainConfig
 from medkd.pipeline.yamlfile import parse_value
 
 ROOT = Path(__file__).parents[2]

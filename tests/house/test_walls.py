@@ -72,9 +72,7 @@ def crossings(root: Path) -> list[str]:
             found.append(f"{module}: {floor!r} is no floor; put it on one, or add the floor to this test and say why")
             continue
         found += [
-            f"{module}:{line}: {why}"
-            for line, name in imports(tree, module, package)
-            for why in broken(floor, name)
+            f"{module}:{line}: {why}" for line, name in imports(tree, module, package) for why in broken(floor, name)
         ]
         if floor not in FLOORS[-1]:
             found += [f"{module}:{line}: prints; hand the text to the command line" for line in prints(tree)]

@@ -217,9 +217,7 @@ def test_a_class_that_only_test_cases_have_is_told(
     assert whole(tmp_path / "runs") == set()
 
 
-def test_a_patch_larger_than_the_volume_is_padded_and_told(
-    file: Path, tmp_path: Path, command: Command
-) -> None:
+def test_a_patch_larger_than_the_volume_is_padded_and_told(file: Path, tmp_path: Path, command: Command) -> None:
     told = command("run", file, "--runs", tmp_path, "--json", "--set", "plan.patch=[48, 48, 32]")
     assert told.code == 0, told.err
     plan = json.loads((Path(told.record["nodes"]["prepare"]) / "plan.json").read_text())

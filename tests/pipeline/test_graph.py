@@ -8,7 +8,8 @@ from medkd.errors import UserError
 from medkd.pipeline import yamlfile
 from medkd.pipeline.config import RunConfig, parse
 from medkd.pipeline.datakey import folder_key
-from medkd.pipeline.graph import Graph, Node, build_graph, exported_stage, train_job
+from medkd.pipeline.graph import Graph, build_graph, exported_stage
+from medkd.pipeline.nodes import Node, train_job
 
 GOOD = """\
 name: liver

@@ -233,7 +233,7 @@ def test_workers_run_beside_each_other_and_costs_alone(tmp_path: Path, step: Any
     spans = {node: times(tmp_path, node.name) for node in graph.nodes}
 
     def overlap(name: str) -> list[str]:
-        (began, ended), = (span for node, span in spans.items() if node.name == name)
+        ((began, ended),) = (span for node, span in spans.items() if node.name == name)
         return [n.name for n, (b, e) in spans.items() if n.name != name and b < ended and e > began]
 
     assert overlap("train.teachers.m0.f0.s0.main") != []

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from medkd.pipeline.folder import Manifest, finish, is_done, open_partial
-from medkd.pipeline.graph import Graph, Node
+from medkd.pipeline.graph import Graph
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.reuse import adopt
 
 TRAIN, COST = Node("train", "teachers", 0, 0, 0, "main"), Node("cost", "teachers")

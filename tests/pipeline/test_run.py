@@ -354,9 +354,7 @@ def test_a_file_a_folder_and_the_exported_graph_give_the_same_labels(
         labels = read(tmp_path / "folder", case)
         assert len(np.unique(labels)) > 1
         assert np.mean(labels == read(tmp_path / "onnx", case)) > 0.9999
-        np.testing.assert_array_equal(
-            labels, read(base.node("evaluate.student.f0.s0.main") / "predictions", case)
-        )
+        np.testing.assert_array_equal(labels, read(base.node("evaluate.student.f0.s0.main") / "predictions", case))
 
 
 def test_evaluate_finds_what_the_run_found(base: Run, command: Command, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from medkd.networks.zoo import build, complete
 from medkd.pipeline import yamlfile
 from medkd.pipeline.config import RunConfig, parse
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.dry import check_method, dry_run
 from medkd.pipeline.steps.export import best_seed
 from medkd.pipeline.steps.ground import Ground

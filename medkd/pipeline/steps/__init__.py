@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medkd.pipeline.config import RunConfig
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 
 Step = Callable[[Node, Mapping[str, Path], Path, Context], None]
 

@@ -14,7 +14,7 @@ from medkd.data.volume import read_volume
 from medkd.evaluation.cost import measure_cost
 from medkd.inference.model import SegmentationModel
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.ground import Ground
 from medkd.pipeline.steps.teachers import live_teachers
 

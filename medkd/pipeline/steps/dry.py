@@ -22,8 +22,9 @@ from medkd.methods.base import Sum, Weight
 from medkd.networks.taps import Tapped
 from medkd.networks.weights import load_network
 from medkd.networks.zoo import build
-from medkd.pipeline.config import RunConfig, Stage
+from medkd.pipeline.config import RunConfig
 from medkd.pipeline.rules import check_splits
+from medkd.pipeline.specs import Stage
 from medkd.pipeline.steps.teachers import admit, cards_of
 from medkd.training.fit import Trainer
 from medkd.training.settings import Settings

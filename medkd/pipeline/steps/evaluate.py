@@ -9,7 +9,7 @@ from medkd.data.volume import read_label, read_volume, write_label
 from medkd.evaluation.cases import Row, measure_rows, write_rows
 from medkd.inference.model import SegmentationModel
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.ground import Ground
 from medkd.pipeline.steps.teachers import live_teachers
 

@@ -17,7 +17,7 @@ from medkd.export.onnx import export_onnx
 from medkd.export.parity import compare, require
 from medkd.inference.model import SegmentationModel
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.ground import Ground
 from medkd.report.summary import Parity
 

@@ -14,7 +14,7 @@ from medkd.data.store import Store
 from medkd.data.volume import read_label, read_volume
 from medkd.errors import UserError
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.ground import Ground, read_dataset
 
 

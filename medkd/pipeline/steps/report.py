@@ -16,7 +16,8 @@ from medkd.evaluation.stats import paired
 from medkd.networks.weights import read_card
 from medkd.pipeline.context import Context
 from medkd.pipeline.folder import read_manifest
-from medkd.pipeline.graph import Node, exported_stage
+from medkd.pipeline.graph import exported_stage
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.rules import ARMS, arm_name, arms_of
 from medkd.pipeline.steps.ground import Ground
 from medkd.report.page import write_report

@@ -11,7 +11,7 @@ import numpy as np
 
 from medkd.inference.model import SegmentationModel
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node
+from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.ground import Ground
 from medkd.pipeline.steps.teachers import admit, cards_of, live_teachers
 from medkd.teachers.cache import TargetStore

@@ -25,7 +25,7 @@ from medkd.methods.base import Weight
 from medkd.networks.weights import ModelCard, load_network, save_network
 from medkd.networks.zoo import build, complete
 from medkd.pipeline.context import Context
-from medkd.pipeline.graph import Node, TrainJob, train_job
+from medkd.pipeline.nodes import Node, TrainJob, train_job
 from medkd.pipeline.steps.ground import Ground
 from medkd.pipeline.steps.teachers import admit, cards_of, live_teachers, stored_cards
 from medkd.teachers.cache import TargetStore
