@@ -1,0 +1,123 @@
+"""One piece of a run: what it is called, and what a training reads of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medkd.pipeline.config import RunConfig
+from medkd.pipeline.rules import arm_name
+from medkd.pipeline.specs import MethodSpec, ModelSpec, TrainConfig
+
+KINDS = ("prepare", "train", "targets", "evaluate", "cost", "export", "report")
+FORMAT: Mapping[str, int] = dict.fromkeys(KINDS, 1)
+"""Raise a kind's number when its artifacts or their meaning change: old ones are then made again."""
+
+_UNREAD = {"workers", "threads", "tensorboard"}
+"""Training settings that leave the trained weights as they are."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One piece of a run that is done, kept and reused as a whole.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        stage: stage name; for ``targets`` the label of the teachers (:meth:`RunConfig.teachers_labelled`).
+        member: position in the stage's list of models, for ``train``.
+        fold: the fold whose test cases the node may not learn from.
+        seed: training seed.
+        arm: ``main``, ``control``, ``same_loss`` or ``pseudo``.
+    """
+
+    kind: str
+    stage: str = ""
+    member: int | None = None
+    fold: int | None = None
+    seed: int | None = None
+    arm: str = ""
+
+    @property
+    def name(self) -> str:
+        """``train.student.m0.f0.s0.main``: unique in a run, and fit for a folder."""
+        numbered = (("m", self.member), ("f", self.fold), ("s", self.seed))
+        numbers = [f"{letter}{number}" for letter, number in numbered if number is not None]
+        return ".".join(part for part in (self.kind, self.stage, *numbers, self.arm) if part)
+
+    @property
+    def arm_name(self) -> str:
+        """What tables call the node's arm: ``student``, ``student.control``."""
+        return arm_name(self.stage, self.arm or "main")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All that a ``train`` node reads of the configuration.
+
+    Args:
+        model: the network.
+        methods: the methods of this arm: all of them, or for the arms without a teacher those that read none.
+        teacher: stage names and model folders; empty for an arm that has no teacher.
+        labels_as_teacher: the methods see one-hot labels where they expect a teacher (arm ``same_loss``).
+        hard_teacher: unlabelled cases carry the teacher's hard labels (arm ``pseudo``).
+        cached: the teacher is read from a ``targets`` node, not run live.
+        unlabelled: train on unlabelled cases too.
+        labelled: use only so many labelled cases, or None for all.
+        labelled_draw_seed: seed of the draw of these.
+        peers: networks that learn beside the student.
+        init: stage whose network the weights start from, or None.
+        train: the stage's settings, with the node's seed.
+    """
+
+    model: ModelSpec
+    methods: tuple[MethodSpec, ...]
+    teacher: tuple[str, ...]
+    labels_as_teacher: bool
+    hard_teacher: bool
+    cached: bool
+    unlabelled: bool
+    labelled: int | None
+    labelled_draw_seed: int
+    peers: int
+    init: str | None
+    train: TrainConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides the trained weights, as plain data."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain["model"] = self.model.spec
+        plain["methods"] = [
+            {"name": m.name, "as": m.label, "weight": list(m.span), "arguments": m.arguments} for m in self.methods
+        ]
+        # Which teachers and which start is told by the dependencies' keys: a stage may be renamed freely.
+        plain["teacher"], plain["init"] = len(self.teacher), self.init is not None
+        plain["train"] = self.train.model_dump(mode="json", exclude=_UNREAD)
+        return plain
+
+
+def train_job(config: RunConfig, node: Node) -> TrainJob:
+    """Return what the ``train`` node reads of the configuration."""
+    from medkd.methods import catalogue
+
+    stage = config.stages[node.stage]
+    without = tuple(m for m in stage.methods if not catalogue.reads_teacher(m.name)) or (MethodSpec(name="supervised"),)
+    distils = node.arm in ("main", "same_loss")
+    methods = stage.methods if distils else without
+    has_teacher = bool(stage.teacher) and node.arm in ("main", "pseudo")
+    assert node.seed is not None
+    assert node.member is not None
+    return TrainJob(
+        model=stage.model[node.member],
+        methods=methods,
+        teacher=stage.teacher if has_teacher else (),
+        labels_as_teacher=node.arm == "same_loss",
+        hard_teacher=node.arm == "pseudo",
+        cached=has_teacher and (node.arm == "pseudo" or all(catalogue.cacheable(m.name, m.arguments) for m in methods)),
+        unlabelled=stage.unlabelled and (has_teacher or not stage.teacher),  # an arm loses them with its teacher
+        labelled=stage.labelled,
+        labelled_draw_seed=node.seed if stage.labelled_draw == "per_seed" else config.data.seed,
+        peers=stage.peers,
+        init=stage.init,
+        train=config.train_of(node.stage).model_copy(update={"seed": node.seed}),
+    )
