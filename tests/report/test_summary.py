@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medkd.errors import UserError
-from medkd.report.summary import Comparison, RunSummary
+from medkd.report.summary import Comparison, Fidelity, Lost, Provenance, Reliability, RunSummary, VolumeView
 
 
 def test_a_run_survives_json(make_run) -> None:
@@ -54,3 +54,30 @@ def test_arms_and_comparisons_are_found(make_run) -> None:
     assert run.arm("same_loss") is None
     assert run.comparison("student", "student.control", "hd95_mm").difference == -1.31
     assert run.comparison("student.control", "student") is None
+
+
+def test_evidence_and_volumes_survive_json(make_run) -> None:
+    label = np.arange(24, dtype=np.int16).reshape(2, 3, 4) % 3 - 1
+    run = make_run(
+        fidelity=(Fidelity("student", "teachers", "boundary", 0.91, None, 1200),),
+        reliability=(Reliability("student", 0.02, 0.1, ((0.2, 0.25, 0.1), (0.9, 0.88, 0.9))),),
+        lost=(Lost("lesion", "small", 5, 0.6, 0.4, 0.35, -0.2, "below 1 ml"),),
+        volumes=(VolumeView("c1", np.ones((2, 3, 4), np.uint8), np.eye(4), label, {"student": label + 1}, "halved"),),
+        provenance=Provenance(seeds=(0, 1), folds=(2,), teachers={"t": "unknown training data"}),
+    )
+    again = RunSummary.from_json(json.loads(json.dumps(run.to_json(), allow_nan=False)))
+    for name in ("fidelity", "reliability", "lost", "provenance"):
+        assert getattr(again, name) == getattr(run, name)
+    (mine,), (theirs,) = again.volumes, run.volumes
+    assert (mine.case, mine.note, list(mine.masks)) == (theirs.case, theirs.note, ["student"])
+    np.testing.assert_array_equal(mine.label, label)
+    np.testing.assert_array_equal(mine.masks["student"], label + 1)
+    np.testing.assert_array_equal(mine.affine, np.eye(4))
+
+
+def test_a_summary_without_evidence_is_still_read(make_run) -> None:
+    values = make_run().to_json()
+    for name in ("fidelity", "reliability", "lost", "volumes"):
+        del values[name]
+    again = RunSummary.from_json(values)
+    assert (again.fidelity, again.reliability, again.lost, again.volumes) == ((), (), (), ())
