@@ -10,7 +10,7 @@ from itertools import count as count_from
 from medkd.data.dataset import Dataset
 from medkd.errors import UserError
 
-__all__ = ["Split", "check_leakage", "labelled_subset", "make_folds"]
+__all__ = ["Split", "check_leakage", "inner_parts", "labelled_subset", "leaked_cases", "make_folds"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,55 @@ def labelled_subset(split: Split, dataset: Dataset, count: int, seed: int) -> tu
     return tuple(sorted(order[:count])), tuple(sorted(order[count:]))
 
 
+def inner_parts(
+    labelled: Iterable[str], unlabelled: Iterable[str], dataset: Dataset, *, parts: int, seed: int
+) -> tuple[tuple[str, ...], ...]:
+    """Divide the training cases of one fold, patients whole, so that each part can be answered by who did not see it.
+
+    Args:
+        labelled: training cases with a label.
+        unlabelled: training cases without.
+        dataset: the cases.
+        parts: how many; every part gets its share of the labelled patients.
+        seed: of the shuffle.
+
+    Returns:
+        Sorted case ids of each part; every case is in exactly one.
+
+    Raises:
+        UserError: fewer labelled patients than parts.
+    """
+    first = {dataset.case(case).patient for case in labelled}
+    if len(first) < parts:
+        raise UserError(
+            f"inner_folds is {parts} and the training cases have {len(first)} labelled patients; lower it, "
+            "or keep more labels"
+        )
+    cases = (*labelled, *unlabelled)
+    others = {dataset.case(case).patient for case in cases} - first
+    order = [*_shuffled(first, seed, "inner"), *_shuffled(others, seed, "inner")]
+    part_of = {patient: place % parts for place, patient in enumerate(order)}
+    return tuple(
+        tuple(sorted(case for case in cases if part_of[dataset.case(case).patient] == part)) for part in range(parts)
+    )
+
+
+def leaked_cases(trained_on: Iterable[str], split: Split, dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """Return the held-out cases of patients that a teacher has seen: ``{"test": ..., "validation": ...}``, or nothing.
+
+    Args:
+        trained_on: case ids (or patients) that the teacher's checkpoint records; those unknown to the dataset are
+            another dataset's and do no harm.
+        split: the student's fold.
+        dataset: the student's dataset.
+    """
+    patient_of = {case.id: case.patient for case in dataset.cases}
+    seen = {patient_of.get(entry, entry) for entry in trained_on}
+    parts = (("test", split.test), ("validation", split.validation))
+    found = {part: tuple(case for case in cases if patient_of[case] in seen) for part, cases in parts}
+    return {part: cases for part, cases in found.items() if cases}
+
+
 def check_leakage(trained_on: Iterable[str], split: Split, dataset: Dataset, teacher: str) -> None:
     """Refuse a teacher that has seen the student's validation or test patients.
 
@@ -100,24 +149,20 @@ def check_leakage(trained_on: Iterable[str], split: Split, dataset: Dataset, tea
     Raises:
         UserError: naming the teacher and the cases.
     """
-    patient_of = {case.id: case.patient for case in dataset.cases}
-    seen = {patient_of.get(entry, entry) for entry in trained_on}
-    for part, cases in (("test", split.test), ("validation", split.validation)):
-        leaked = [case for case in cases if patient_of[case] in seen]
-        if leaked:
-            shown = ", ".join(_told(case, patient_of[case]) for case in leaked[:5])
-            more = f" and {len(leaked) - 5} more" if len(leaked) > 5 else ""
-            raise UserError(
-                f"teacher {teacher!r} was trained on patients of the student's {part} cases: {shown}{more}; "
-                "use a teacher of the same fold"
-            )
+    for part, cases in leaked_cases(trained_on, split, dataset).items():
+        shown = ", ".join(_told(case, dataset.case(case).patient) for case in cases[:5])
+        more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
+        raise UserError(
+            f"teacher {teacher!r} was trained on patients of the student's {part} cases: {shown}{more}; "
+            "use a teacher of the same fold, or accept it with `allow_leakage`"
+        )
 
 
 def _told(case: str, patient: str) -> str:
     return case if case == patient else f"{case} (patient {patient})"
 
 
-def _shuffled(names: Iterable[str], *seed: int) -> list[str]:
+def _shuffled(names: Iterable[str], *seed: int | str) -> list[str]:
     """Order names by a hash of seed and name: the same on every machine and with every numpy, for good."""
     return sorted(names, key=lambda name: hashlib.blake2b(repr((seed, name)).encode()).digest())
 

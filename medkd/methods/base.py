@@ -22,6 +22,8 @@ class Method(nn.Module):
     reach the student's optimiser; state lives in buffers. Concrete methods are final.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a default or the meaning of an argument changes: finished trainings are then done again."""
     reads_labels: ClassVar[bool] = False
     """Needs labels; refused when a stage has unlabelled cases and the method cannot skip them."""
     reads_teacher: ClassVar[bool] = True

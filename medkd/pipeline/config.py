@@ -22,6 +22,7 @@ from medkd.pipeline.specs import (
     Stage,
     StageName,
     Strict,
+    TrackerName,
     TrainConfig,
 )
 from medkd.pipeline.yamlfile import Document
@@ -38,6 +39,8 @@ class RunConfig(Strict):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: Annotated[tuple[ExportFormat, ...], one_or_many(ExportFormat)] = ()
     report: ReportConfig = ReportConfig()
+    track: Annotated[tuple[TrackerName, ...], one_or_many(TrackerName)] = ()
+    allow_leakage: Annotated[tuple[str, ...], one_or_many(str)] = ()
 
     def train_of(self, stage: str) -> TrainConfig:
         """Return the training settings of a stage: the run's, and the stage's own over them."""
@@ -47,6 +50,16 @@ class RunConfig(Strict):
     def seeds_of(self, stage: str) -> tuple[int, ...]:
         """Return the seeds that a stage is trained with."""
         return self.stages[stage].seeds or (self.train_of(stage).seed,)
+
+    def out_of_fold(self, stage: str) -> bool:
+        """Return whether no teacher answers about cases that it was trained on, in the targets of ``stage``."""
+        wanted, teacher = self.stages[stage].targets.mode, self.stages[stage].teacher
+        inner = any(self.stages[name].inner_folds for name in teacher if name in self.stages)
+        return wanted == "out_of_fold" or (wanted == "auto" and inner)
+
+    def allowed(self, teacher: Sequence[str]) -> tuple[str, ...]:
+        """Return those of some teachers that may have seen held-out patients, by ``allow_leakage``."""
+        return tuple(name for name in teacher if name in self.allow_leakage)
 
     def teachers_labelled(self, label: str) -> tuple[str, ...]:
         """Return the teachers (stage names and paths) that :func:`teacher_label` calls ``label``."""

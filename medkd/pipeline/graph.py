@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from medkd.errors import UserError
-from medkd.pipeline.config import RunConfig, teacher_label
-from medkd.pipeline.nodes import FORMAT, Node, train_job
+from medkd.pipeline.config import RunConfig
+from medkd.pipeline.nodes import FORMAT, Node, targets_json, targets_node, train_job
 from medkd.pipeline.rules import ARMS
 
 
@@ -106,38 +106,41 @@ class _Builder:
         for fold in self.config.data.run_folds:
             for arm in arms:
                 for seed in self.config.seeds_of(name):
-                    for member in range(len(stage.model)):
-                        self.train(Node("train", name, member, fold, seed, arm))
+                    for node in self.members(name, fold, seed, arm):
+                        self.train(node)
 
     def train(self, node: Node) -> None:
         job = train_job(self.config, node)
         needs = [Node("prepare")]
         if job.init is not None:
-            members = len(self.config.stages[job.init].model)
-            member = node.member if node.member is not None and node.member < members else 0
-            needs.append(Node("train", job.init, member, node.fold, self.config.seeds_of(job.init)[0], "main"))
+            # The network of the same place; of a stage with inner folds the one that left out the same part.
+            start = self.members(job.init, node.fold, self.config.seeds_of(job.init)[0], "main")
+            same = [one for one in start if (one.member, one.part) == (node.member, node.part)]
+            needs += (same or list(start))[:1]
         if job.teacher:
-            needs += [self.targets(job.teacher, node.fold)] if job.cached else self.teachers(job.teacher, node.fold)
+            needs += [self.targets(node.stage, node.fold)] if job.cached else self.teachers(job.teacher, node.fold)
         live = [] if job.cached else _outside(self.config, job.teacher)
         part = {**job.to_json(), "member": node.member, "fold": node.fold, "outside": live}
         self.add(node, tuple(needs), part)
 
-    def targets(self, teacher: tuple[str, ...], fold: int | None) -> Node:
-        node = Node("targets", teacher_label(teacher), fold=fold)
-        part = {"fold": fold, "outside": _outside(self.config, teacher)}
-        return self.add(node, (Node("prepare"), *self.teachers(teacher, fold)), part)
+    def targets(self, stage: str, fold: int | None) -> Node:
+        teacher = self.config.stages[stage].teacher
+        part = {"fold": fold, "outside": _outside(self.config, teacher), **targets_json(self.config, stage)}
+        needs = (Node("prepare"), *self.teachers(teacher, fold))
+        return self.add(targets_node(self.config, stage, fold), needs, part)
 
     def teachers(self, teacher: tuple[str, ...], fold: int | None) -> list[Node]:
         """The trainings behind a list of teachers: a stage's first seed only, so that all students share it."""
         return [
-            Node("train", name, member, fold, self.config.seeds_of(name)[0], "main")
+            node
             for name in teacher
             if name in self.config.stages
-            for member in range(len(self.config.stages[name].model))
+            for node in self.members(name, fold, self.config.seeds_of(name)[0], "main")
         ]
 
-    def members(self, name: str, fold: int, seed: int, arm: str) -> tuple[Node, ...]:
-        return tuple(Node("train", name, m, fold, seed, arm) for m in range(len(self.config.stages[name].model)))
+    def members(self, name: str, fold: int | None, seed: int, arm: str) -> tuple[Node, ...]:
+        networks = self.config.stages[name].networks
+        return tuple(Node("train", name, member, fold, seed, arm, part) for member, part in networks)
 
     def measure(self, name: str) -> None:
         stage, folds, seeds = self.config.stages[name], self.config.data.run_folds, self.config.seeds_of(name)

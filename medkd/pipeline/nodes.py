@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medkd.pipeline.config import RunConfig
+from medkd.pipeline.config import RunConfig, teacher_label
 from medkd.pipeline.rules import arm_name
-from medkd.pipeline.specs import MethodSpec, ModelSpec, TrainConfig
+from medkd.pipeline.specs import MethodSpec, ModelSpec, TargetsConfig, TrainConfig
 
 KINDS = ("prepare", "train", "targets", "evaluate", "cost", "export", "report")
 FORMAT: Mapping[str, int] = dict.fromkeys(KINDS, 1)
@@ -28,7 +28,8 @@ class Node:
         member: position in the stage's list of models, for ``train``.
         fold: the fold whose test cases the node may not learn from.
         seed: training seed.
-        arm: ``main``, ``control``, ``same_loss`` or ``pseudo``.
+        arm: ``main``, ``control``, ``same_loss`` or ``pseudo``; for ``targets`` how they are made, where not as usual.
+        part: the part of the fold's training cases that a ``train`` node leaves out, or None for none.
     """
 
     kind: str
@@ -37,11 +38,12 @@ class Node:
     fold: int | None = None
     seed: int | None = None
     arm: str = ""
+    part: int | None = None
 
     @property
     def name(self) -> str:
-        """``train.student.m0.f0.s0.main``: unique in a run, and fit for a folder."""
-        numbered = (("m", self.member), ("f", self.fold), ("s", self.seed))
+        """``train.student.m0.f0.s0.main``, ``train.teachers.m0.p1.f0.s0.main``: unique in a run, fit for a folder."""
+        numbered = (("m", self.member), ("p", self.part), ("f", self.fold), ("s", self.seed))
         numbers = [f"{letter}{number}" for letter, number in numbered if number is not None]
         return ".".join(part for part in (self.kind, self.stage, *numbers, self.arm) if part)
 
@@ -68,6 +70,8 @@ class TrainJob:
         peers: networks that learn beside the student.
         init: stage whose network the weights start from, or None.
         train: the stage's settings, with the node's seed.
+        part: the part of the training cases that is left out, and how many there are; None where all are used.
+        allow_leakage: teachers, and the stage of ``init``, that may have seen held-out patients.
     """
 
     model: ModelSpec
@@ -82,18 +86,47 @@ class TrainJob:
     peers: int
     init: str | None
     train: TrainConfig
+    part: tuple[int, int] | None = None
+    allow_leakage: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides the trained weights, as plain data."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        # What came later than the first finished runs is told only where it is used: their keys stay.
+        plain = {name: value for name, value in plain.items() if value or name not in ("part", "allow_leakage")}
         plain["model"] = self.model.spec
-        plain["methods"] = [
-            {"name": m.name, "as": m.label, "weight": list(m.span), "arguments": m.arguments} for m in self.methods
-        ]
+        plain["methods"] = [_method_json(method) for method in self.methods]
         # Which teachers and which start is told by the dependencies' keys: a stage may be renamed freely.
         plain["teacher"], plain["init"] = len(self.teacher), self.init is not None
         plain["train"] = self.train.model_dump(mode="json", exclude=_UNREAD)
         return plain
+
+
+def _method_json(method: MethodSpec) -> dict[str, Any]:
+    from medkd.methods import catalogue
+
+    told = {"name": method.name, "as": method.label, "weight": list(method.span), "arguments": method.arguments}
+    version = catalogue.load(method.name).version
+    return {**told, "version": version} if version > 1 else told
+
+
+def targets_json(config: RunConfig, stage: str) -> dict[str, Any]:
+    """Return how the stored answers of a stage's teachers are made, where that is not as usual."""
+    wanted, usual = config.stages[stage].targets, TargetsConfig()
+    found = {name: value for name, value in wanted if value != getattr(usual, name) and name != "mode"}
+    if config.out_of_fold(stage):
+        found = {"out_of_fold": True, **found}
+    if allowed := config.allowed(config.stages[stage].teacher):
+        found["allow_leakage"] = list(allowed)
+    return found
+
+
+def targets_node(config: RunConfig, stage: str, fold: int | None) -> Node:
+    """Return the node that stores the answers of a stage's teachers; stages that want the same share it."""
+    told = targets_json(config, stage)
+    told.pop("allow_leakage", None)  # the same for all stages of a run
+    words = [name if value is True else f"k{value}" if name == "k" else str(value) for name, value in told.items()]
+    return Node("targets", teacher_label(config.stages[stage].teacher), fold=fold, arm="-".join(words))
 
 
 def train_job(config: RunConfig, node: Node) -> TrainJob:
@@ -120,4 +153,6 @@ def train_job(config: RunConfig, node: Node) -> TrainJob:
         peers=stage.peers,
         init=stage.init,
         train=config.train_of(node.stage).model_copy(update={"seed": node.seed}),
+        part=None if node.part is None or stage.inner_folds is None else (node.part, stage.inner_folds),
+        allow_leakage=config.allowed((*(stage.teacher if has_teacher else ()), *((stage.init,) if stage.init else ()))),
     )

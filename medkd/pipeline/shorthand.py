@@ -31,6 +31,10 @@ def _control(value: Any) -> Any:
     return ("steps",) if value is True else _many(value)
 
 
+def _mode(value: Any) -> Any:
+    return {"mode": value} if isinstance(value, str) else value
+
+
 def _overrides(value: Any) -> Any:
     return {} if value is None or value == "auto" else value
 
@@ -67,3 +71,8 @@ def control_arms(arm: Any) -> BeforeValidator:
 def overrides(mapping: Any) -> BeforeValidator:
     """Return the reader of a mapping of values set by hand, or ``auto`` for none."""
     return BeforeValidator(_overrides, json_schema_input_type=mapping | Literal["auto"])
+
+
+def mode_alone(mapping: Any) -> BeforeValidator:
+    """Return the reader of a mapping, whose ``mode`` may stand for the whole."""
+    return BeforeValidator(_mode, json_schema_input_type=str | mapping)

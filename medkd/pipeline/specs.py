@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from medkd.pipeline.shorthand import as_tuple, control_arms, items, named, one_or_many, perhaps
+from medkd.pipeline.shorthand import as_tuple, control_arms, items, mode_alone, named, one_or_many, perhaps
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Auto = Literal["auto"]
 ControlArm = Literal["steps", "same_loss", "pseudo"]
 ExportFormat = Literal["onnx", "bundle"]
+TrackerName = Literal["tensorboard", "mlflow"]
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 StageName = Annotated[str, Field(pattern=FOLDER_NAME)]
 
@@ -113,12 +114,25 @@ class TrainConfig(Strict):
     tensorboard: bool = False
 
 
+class TargetsConfig(Strict):
+    """How the answers of a stage's teachers are made and stored; only stored answers read these keys."""
+
+    mode: Literal["auto", "ensemble", "out_of_fold"] = "auto"
+    encoding: Literal["auto", "full16", "uint8", "topk"] = "full16"
+    k: int | None = Field(default=None, ge=1)
+    mirror: bool = False
+    calibrate: bool = False
+    trust: Literal["none", "disagreement"] = "none"
+
+
 class Stage(Strict):
     """One training inside a run: teacher, assistant or student."""
 
     model: Annotated[tuple[ModelSpec, ...], one_or_many(ModelSpec), Field(min_length=1)]
     methods: Annotated[tuple[MethodSpec, ...], named(MethodSpec), Field(min_length=1)]
     teacher: Annotated[tuple[str, ...], one_or_many(str)] = ()
+    targets: Annotated[TargetsConfig, mode_alone(TargetsConfig)] = TargetsConfig()
+    inner_folds: int | None = Field(default=None, ge=2)
     init: str | None = None
     control: Annotated[tuple[ControlArm, ...], control_arms(ControlArm)] = ()
     labelled: int | None = Field(default=None, ge=1)
@@ -127,6 +141,12 @@ class Stage(Strict):
     seeds: Annotated[tuple[int, ...] | None, perhaps(int), Field(min_length=1)] = None
     peers: int = Field(default=0, ge=0)
     train: TrainConfig = TrainConfig()
+
+    @property
+    def networks(self) -> tuple[tuple[int, int | None], ...]:
+        """Model and left-out part of every network that is trained for one arm, fold and seed."""
+        parts = (None,) if self.inner_folds is None else tuple(range(self.inner_folds))
+        return tuple((member, part) for member in range(len(self.model)) for part in parts)
 
     @model_validator(mode="before")
     @classmethod
