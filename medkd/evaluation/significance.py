@@ -17,6 +17,12 @@ def signed_rank_p(differences: NDArray[np.float64]) -> float:
     return float(wilcoxon(told).pvalue) if len(told) else 1.0
 
 
+def above_p(gains: NDArray[np.float64], bound: float) -> float:
+    """One-sided p of Wilcoxon's signed-rank test that gains lie above ``bound``; 1 when none differs from it."""
+    told = (gains - bound)[np.abs(gains - bound) > 1e-12]
+    return float(wilcoxon(told, alternative="greater").pvalue) if len(told) else 1.0
+
+
 def effect_size(gains: NDArray[np.float64]) -> float:
     """Mean over standard deviation (Cohen's d of paired data); NaN without spread."""
     spread = float(gains.std(ddof=1)) if len(gains) > 1 else float("nan")

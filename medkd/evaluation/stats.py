@@ -5,24 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from medkd.errors import UserError
 from medkd.evaluation.cases import Row, higher_is_better
-from medkd.evaluation.pairs import Matched, Pair, bootstrap, cells, match
-from medkd.evaluation.significance import effect_size, holm, probability_better, signed_rank_p
+from medkd.evaluation.contrast import ALPHA, LEVEL, MIN_PATIENTS, Verdict, compare, judge, loss_p, over_classes, reason
+from medkd.evaluation.pairs import Matched, match
+from medkd.evaluation.significance import effect_size, holm, probability_better
 from medkd.evaluation.words import sentence
-
-Verdict = Literal["helped", "hurt", "not shown"]
-
-MIN_PATIENTS = 6
-"""The least for a verdict: with 5 patients no Wilcoxon test can reach p < 0.05 (its smallest p is 2 / 2**5)."""
-
-LEVEL = 0.95
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,8 @@ class Paired:
         mean_a: mean over patients of arm a.
         mean_b: mean over patients of arm b.
         difference: mean over patients of the mean over their cases, seeds and classes; every patient weighs the same.
-        ci_low: lower end of its bootstrap interval (percentiles; patients, cases within patients, seeds resampled).
+        ci_low: lower end of its bootstrap interval (percentiles; patients, cases within patients, and in each fold
+            the seeds resampled; the classes are those asked about).
         ci_high: upper end.
         level: coverage meant by the interval, 0.95.
         wilcoxon_p: two-sided signed-rank test on the differences per patient.
@@ -65,7 +55,7 @@ class Paired:
             is better.
         probability_better: share of patients for whom a is better than b, ties by half.
         margin: the loss that would still be accepted, in the metric's unit, or None.
-        non_inferior: True when the whole interval is better than a loss of ``margin``; None without margin.
+        non_inferior: True when ``noninferiority_p`` is below 0.025; None without margin.
         n_patients: patients with a pair.
         n_cases: cases with a pair.
         n_seeds: seeds with a pair.
@@ -77,6 +67,12 @@ class Paired:
         reason: why it is not shown, or empty.
         notes: what a reader must know: one seed only, pairs left out, false alarms.
         sentence: all that matters in plain English.
+        classes_low: lower end of the interval when classes are resampled too: for the claim that it also holds of
+            other classes like these; NaN for fewer than :data:`MIN_CLASSES`.
+        classes_high: its upper end.
+        noninferiority_p: one-sided p of "a loses ``margin`` or more": the larger of the share of bootstrap draws that
+            lose it (so that trainings count) and Wilcoxon's on the shifted differences per patient; None without
+            margin.
     """
 
     metric: str
@@ -105,6 +101,9 @@ class Paired:
     reason: str
     notes: tuple[str, ...]
     sentence: str = ""
+    classes_low: float = float("nan")
+    classes_high: float = float("nan")
+    noninferiority_p: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return plain numbers, lists and strings; numbers that are not finite become None."""
@@ -140,8 +139,10 @@ def paired(
     rows_a, rows_b = list(a), list(b)
     better = 1.0 if higher_is_better(metric) else -1.0
     found = match(rows_a, rows_b, metric)
-    core = _compare(found.pairs, draws, seed)
-    verdict = _verdict(core, core.wilcoxon_p, better)
+    core = compare(found.pairs, draws, seed)
+    verdict = judge(core, core.wilcoxon_p, better)
+    whole = over_classes(found.pairs, draws, seed)
+    shown = None if margin is None else loss_p(core, margin, better)
     result = Paired(
         metric=metric,
         higher_is_better=better > 0,
@@ -152,12 +153,15 @@ def paired(
         difference=core.difference,
         ci_low=core.ci_low,
         ci_high=core.ci_high,
+        classes_low=whole[0],
+        classes_high=whole[1],
         level=LEVEL,
         wilcoxon_p=core.wilcoxon_p,
         effect_size=effect_size(better * core.per_patient),
         probability_better=probability_better(better * core.per_patient),
         margin=margin,
-        non_inferior=None if margin is None else core.enough and core.worst(better) > -margin,
+        non_inferior=None if shown is None else core.enough and shown < ALPHA / 2,
+        noninferiority_p=shown,
         n_patients=len(core.per_patient),
         n_cases=len({pair.case for pair in found.pairs}),
         n_seeds=len({pair.seed for pair in found.pairs}),
@@ -166,67 +170,16 @@ def paired(
         n_dropped=found.dropped,
         per_class=_classes(found, better, draws, seed),
         verdict=verdict,
-        reason=_reason(core, better) if verdict == "not shown" else "",
-        notes=_notes(found),
+        reason=reason(core, better) if verdict == "not shown" else "",
+        notes=_notes(found) + _choice(whole, verdict),
     )
     return replace(result, sentence=sentence(result, subject))
-
-
-@dataclass(frozen=True)
-class _Core:
-    """What one set of pairs says, without words."""
-
-    per_patient: NDArray[np.float64]
-    mean_a: float
-    mean_b: float
-    difference: float
-    ci_low: float
-    ci_high: float
-    wilcoxon_p: float
-
-    @property
-    def enough(self) -> bool:
-        return len(self.per_patient) >= MIN_PATIENTS
-
-    def worst(self, better: float) -> float:
-        """The end of the interval that speaks against arm a, as a gain (negative = loss)."""
-        return self.ci_low if better > 0 else -self.ci_high
-
-
-def _compare(pairs: Iterable[Pair], draws: int, seed: int) -> _Core:
-    listed = list(pairs)
-    if not listed:
-        return _Core(np.empty(0), *[float("nan")] * 6)
-    table = cells(listed)
-    per_patient = table.per_patient()
-    drawn = bootstrap(table, draws, np.random.default_rng(seed))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    mean_a = cells(listed, lambda pair: pair.a).per_patient().mean()
-    mean_b = cells(listed, lambda pair: pair.b).per_patient().mean()
-    p = signed_rank_p(per_patient)
-    return _Core(per_patient, float(mean_a), float(mean_b), float(per_patient.mean()), float(low), float(high), p)
-
-
-def _verdict(core: _Core, p: float, better: float) -> Verdict:
-    if not core.enough or not p < ALPHA:
-        return "not shown"
-    if core.worst(better) > 0:
-        return "helped"
-    return "hurt" if core.worst(-better) > 0 else "not shown"
-
-
-def _reason(core: _Core, better: float) -> str:
-    if not core.enough:
-        return f"fewer than {MIN_PATIENTS} patients"
-    if max(core.worst(better), core.worst(-better)) <= 0:
-        return "the interval includes 0"
-    return f"Wilcoxon's p is not below {ALPHA}"
 
 
 def _classes(found: Matched, better: float, draws: int, seed: int) -> tuple[ClassResult, ...]:
     labels = found.labels
     groups = {label: [pair for pair in found.pairs if pair.label == label] for label in labels}
-    cores = {label: _compare(pairs, draws, seed) for label, pairs in groups.items()}
+    cores = {label: compare(pairs, draws, seed) for label, pairs in groups.items()}
     corrected = dict(zip(labels, holm([cores[label].wilcoxon_p for label in labels]), strict=True))
     return tuple(
         ClassResult(
@@ -240,10 +193,17 @@ def _classes(found: Matched, better: float, draws: int, seed: int) -> tuple[Clas
             ci_high=core.ci_high,
             wilcoxon_p=core.wilcoxon_p,
             holm_p=corrected[label],
-            verdict=_verdict(core, corrected[label], better),
+            verdict=judge(core, corrected[label], better),
         )
         for label, core in cores.items()
     )
+
+
+def _choice(whole: tuple[float, float], verdict: Verdict) -> tuple[str, ...]:
+    """Return the note on a verdict that holds for these classes only."""
+    if verdict == "not shown" or not whole[0] <= 0 <= whole[1]:
+        return ()
+    return ("It speaks of these classes: with the classes drawn as well the interval includes 0.",)
 
 
 def _notes(found: Matched) -> tuple[str, ...]:
@@ -273,3 +233,6 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+__all__ = ["ALPHA", "MIN_PATIENTS", "ClassResult", "Paired", "Verdict", "paired"]

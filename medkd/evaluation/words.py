@@ -47,12 +47,14 @@ def sentence(result: Paired, subject: str) -> str:
 
 
 def _margin(result: Paired, unit: str) -> list[str]:
-    if result.margin is None:
+    if result.margin is None or result.noninferiority_p is None:
         return []
     loss = f"{result.margin:g}{unit} of {metric_name(result.metric)}"
-    if result.non_inferior:
-        return [f"A loss of {loss} or more is excluded."]
-    return [f"A loss of {loss} or more is not excluded."]
+    if result.metric == "dice":
+        points = f"{100 * result.margin:g}"
+        loss = f"{points} Dice point{'' if points == '1' else 's'}"
+    told = "yes" if result.non_inferior else "not shown"
+    return [f"{result.arm_a} within {loss} of {result.arm_b}: {told}, one-sided {_p(result.noninferiority_p)}."]
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,13 +1,12 @@
-"""Matching rows, the table of differences, and the bootstrap against formulas."""
+"""Matching rows of two arms."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from medkd.errors import UserError
 from medkd.evaluation.cases import Row
-from medkd.evaluation.pairs import Cells, Pair, bootstrap, cells, match
+from medkd.evaluation.pairs import match, spread
 
 NAN = float("nan")
 
@@ -57,50 +56,8 @@ def test_mistakes_are_told(a: list[Row], b: list[Row], words: str) -> None:
         match(a, b, "dice")
 
 
-def test_the_table_averages_classes_and_folds_then_seeds_then_cases() -> None:
-    pairs = [
-        Pair(0, 0, "1", "p", "x", 0.4, 0.0),
-        Pair(0, 0, "1", "p", "y", 0.2, 0.0),
-        Pair(0, 1, "1", "p", "x", 0.5, 0.0),
-        Pair(1, 0, "2", "p", "x", 0.8, 0.0),
-        Pair(1, 1, "3", "q", "x", 0.1, 0.0),
-    ]
-    found = cells(pairs)
-    assert found.table == pytest.approx(np.array([[0.3, 0.5], [0.8, NAN], [NAN, 0.1]]), nan_ok=True)
-    assert found.per_patient() == pytest.approx([0.6, 0.1])
-
-
-def test_the_bootstrap_of_patients_has_the_spread_of_theory() -> None:
-    values = np.random.default_rng(0).standard_normal(200)
-    drawn = bootstrap(Cells(values[:, None], np.arange(200)), 4000, np.random.default_rng(1))
-    assert drawn.mean() == pytest.approx(values.mean(), abs=0.01)
-    assert drawn.std() == pytest.approx(values.std() / 200**0.5, rel=0.05)
-
-
-def test_cases_of_one_patient_are_no_new_patients() -> None:
-    """Ten patients measured ten times each know no more than ten patients."""
-    values = np.random.default_rng(0).standard_normal(10)
-    many = Cells(np.repeat(values, 10)[:, None], np.repeat(np.arange(10), 10))
-    few = Cells(values[:, None], np.arange(10))
-    spread = [bootstrap(found, 4000, np.random.default_rng(1)).std() for found in (many, few)]
-    assert spread[0] == pytest.approx(spread[1], rel=0.05)
-
-
-def test_cases_vary_within_their_patient() -> None:
-    drawn = bootstrap(Cells(np.array([[0.0], [1.0]]), np.array([0, 0])), 4000, np.random.default_rng(0))
-    assert sorted(set(drawn.tolist())) == [0, 0.5, 1]
-    assert np.mean(drawn == 0.5) == pytest.approx(0.5, abs=0.03)
-
-
-def test_seeds_that_differ_widen_the_interval_and_more_patients_do_not_help() -> None:
-    table = np.tile([0.0, 0.1, 0.2], (500, 1)) + 1e-3 * np.random.default_rng(0).standard_normal((500, 3))
-    drawn = bootstrap(Cells(table, np.arange(500)), 2000, np.random.default_rng(0))
-    assert drawn.std() > 0.1 / 3**0.5  # at least the standard error of three seeds with sd 0.1
-    calm = bootstrap(Cells(table - [0.0, 0.1, 0.2], np.arange(500)), 2000, np.random.default_rng(0))
-    assert calm.std() < 2e-4
-
-
-def test_holes_in_the_table_are_no_numbers() -> None:
-    table = np.array([[0.1, NAN], [NAN, 0.1], [0.1, 0.1]])
-    drawn = bootstrap(Cells(table, np.arange(3)), 500, np.random.default_rng(0))
-    assert drawn == pytest.approx(0.1)
+def test_one_training_is_paired_with_several() -> None:
+    taught = [row("t", "1", 0.7, seed=5), row("t", "1", 0.1, seed=2)]
+    assert [(one.seed, one.values["dice"]) for one in spread(taught, (4, 3, 4), own=5)] == [(3, 0.7), (4, 0.7)]
+    assert [(one.seed, one.values["dice"]) for one in spread(taught, (0,))] == [(0, 0.1)]
+    assert spread([], (0, 1)) == []

@@ -102,14 +102,42 @@ def test_one_class_may_be_hurt_while_the_mean_is_not(arms: Make) -> None:
     assert [line.n_pairs for line in result.per_class] == [120, 120]
 
 
-@pytest.mark.parametrize(("margin", "excluded"), [(0.02, True), (0.005, False)])
-def test_non_inferiority(arms: Make, margin: float, excluded: bool) -> None:
+@pytest.mark.parametrize(("margin", "shown"), [(0.02, True), (0.005, False)])
+def test_non_inferiority(arms: Make, margin: float, shown: bool) -> None:
     result = paired(
         *arms(np.random.default_rng(5), -0.008), margin=margin, subject="The student instead of the teachers"
     )
-    assert result.non_inferior is excluded
-    words = "is excluded" if excluded else "is not excluded"
-    assert f"A loss of {margin} of Dice or more {words}." in result.sentence
+    assert result.non_inferior is shown
+    assert result.noninferiority_p is not None
+    assert (result.noninferiority_p < 0.025) == shown == (result.ci_low > -margin)
+    words = "yes, one-sided p = 0.0" if shown else "not shown, one-sided p = "
+    assert f"student within {100 * margin:g} Dice points of student.control: {words}" in result.sentence
+
+
+def test_a_loss_of_just_the_margin_is_seldom_called_none(arms: Make) -> None:
+    """The type-I error of the non-inferiority test, at the worst truth that it should not accept."""
+    rng = np.random.default_rng(0)
+    found = [paired(*arms(rng, -0.01, patients=20, seeds=1), margin=0.01, draws=300) for _ in range(120)]
+    assert np.mean([one.non_inferior for one in found]) < 0.06
+
+
+def test_the_verdict_errs_seldom_where_there_is_no_effect(arms: Make) -> None:
+    rng = np.random.default_rng(1)
+    found = [paired(*arms(rng, 0.0, patients=12, seeds=2, classes=1), draws=300) for _ in range(150)]
+    assert np.mean([one.verdict != "not shown" for one in found]) < 0.08
+
+
+def test_an_effect_of_some_classes_only_is_told(arms: Make) -> None:
+    a, b = arms(np.random.default_rng(1), 0.0, classes=6, noise=0.005)
+    some = [replace(row, values={"dice": row.values["dice"] + 0.06 * (row.label == "organ0")}) for row in a]
+    result = paired(some, b)
+    assert result.verdict == "helped"
+    assert result.classes_low < 0 < result.classes_high
+    assert "It speaks of these classes" in result.sentence
+    every = paired([replace(row, values={"dice": row.values["dice"] + 0.02}) for row in a], b)
+    assert (every.verdict, every.classes_low > 0) == ("helped", True)
+    assert "these classes" not in every.sentence
+    assert np.isnan(paired(*arms(np.random.default_rng(1))).classes_low)  # two classes are no sample
 
 
 def test_non_inferiority_of_distances_and_of_few_patients(arms: Make) -> None:
