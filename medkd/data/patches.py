@@ -26,6 +26,10 @@ class Targets(Protocol):
         """Return ``(K, *S)``, sliceable."""
         ...
 
+    def trust(self, case: str) -> Any:
+        """Return ``(1, *S)`` in [0, 1], sliceable, or None for one everywhere."""
+        ...
+
     def positions(self, case: str) -> dict[int, Array]:
         """Return voxel positions by class that the teacher sees."""
         ...
@@ -56,6 +60,10 @@ class LabelTargets:
         """Return the one-hot label ``(K, *S)``."""
         return _OneHot(self.store.label(case), self.classes, soft=False)
 
+    def trust(self, case: str) -> Any:
+        """Return None: a label is trusted everywhere."""
+        return None
+
     def positions(self, case: str) -> dict[int, Array]:
         """Return voxel positions by class of the label."""
         return self.store.positions(case)
@@ -71,6 +79,10 @@ class HardTargets:
         """Return the one-hot decision ``(K, *S)``."""
         soft = self.targets.read(case)
         return _OneHot(soft, soft.shape[0], soft=True)
+
+    def trust(self, case: str) -> Any:
+        """Return the trust in the probabilities that the decision is made of."""
+        return self.targets.trust(case)
 
     def positions(self, case: str) -> dict[int, Array]:
         """Return voxel positions by class of the decision."""
@@ -160,7 +172,7 @@ class Patches(Dataset[Batch]):
         size = self.augment.margin if affine else s.patch
         image = self.store.image(case)
         start = self._start(case, from_labelled, image.shape[1:], size, rng)
-        target = None if self.targets is None else read_patch(self.targets.read(case), start, size, 0)
+        target, trust = self._target(case, start, size)
         if from_labelled:
             label = read_patch(self.store.label(case), start, size, OUTSIDE)[0].astype(np.int64)
         else:
@@ -168,7 +180,18 @@ class Patches(Dataset[Batch]):
             label = read_patch(nothing, start, size, OUTSIDE)[0]
             if s.pseudo and target is not None:
                 label = np.where(target.sum(0) > 0, target.argmax(0), label)
-        return case, self.augment(read_patch(image, start, size, 0.0), label, target, rng, affine=affine)
+        shown = read_patch(image, start, size, 0.0)
+        return case, self.augment(shown, label, target, rng, affine=affine, trust=trust)
+
+    def _target(self, case: str, start: Sequence[int], size: Sequence[int]) -> tuple[Array | None, Array | None]:
+        """Read what the teacher says there and how far it is trusted."""
+        if self.targets is None:
+            return None, None
+        trust = self.targets.trust(case) if hasattr(self.targets, "trust") else None
+        return (
+            read_patch(self.targets.read(case), start, size, 0),
+            None if trust is None else read_patch(trust, start, size, 0),
+        )
 
     def _start(
         self, case: str, labelled: bool, shape: Sequence[int], size: Sequence[int], rng: np.random.Generator

@@ -39,7 +39,7 @@ class Patch:
     """One patch.
 
     ``image`` ``(C, *S)`` float32, ``label`` ``(*S)`` int64, ``target`` ``(K, *S)`` float32 or None, and ``trust``
-    ``(1, *S)`` float32: 1 where the teacher can speak, 0 beyond the volume.
+    ``(1, *S)`` float32: 1 where the teacher can speak, less where it doubts, 0 beyond the volume.
     """
 
     image: Tensor
@@ -112,7 +112,14 @@ class Augment:
         return tuple(int(np.ceil(1.25 * n)) for n in self.patch)
 
     def __call__(
-        self, image: Array, label: Array, target: Array | None, rng: np.random.Generator, *, affine: bool
+        self,
+        image: Array,
+        label: Array,
+        target: Array | None,
+        rng: np.random.Generator,
+        *,
+        affine: bool,
+        trust: Array | None = None,
     ) -> Patch:
         """Return the changed patch.
 
@@ -122,9 +129,11 @@ class Augment:
             target: ``(K, *S)`` teacher probabilities, all zero outside the volume, or None.
             rng: source of all randomness.
             affine: rotate and scale.
+            trust: ``(1, *S)`` in the target, zero outside the volume, or None for one everywhere; moves as the target.
         """
         channels, dims = image.shape[0], image.ndim - 1
-        linear = np.concatenate([image, target.astype(np.float32)]) if target is not None else image
+        moving = [image, *(part.astype(np.float32) for part in (target, trust) if part is not None)]
+        linear = np.concatenate(moving) if len(moving) > 1 else image
         # shifted, so that the zero padding of a resampled patch means OUTSIDE
         nearest = (label[None] - OUTSIDE).astype(np.float32)
         x, y = torch.from_numpy(np.ascontiguousarray(linear)), torch.from_numpy(nearest)
@@ -138,7 +147,7 @@ class Augment:
                 if axes:
                     x, y = x.flip([a + 1 for a in axes]), y.flip([a + 1 for a in axes])
                     if 0 in axes:
-                        x, y = self._swap(x, y, channels)
+                        x, y = self._swap(x, y, channels, 0 if target is None else target.shape[0])
             changed = x[:channels]
             if self.level != "none":
                 self._intensity.set_random_state(seed=int(rng.integers(2**31)))
@@ -147,21 +156,23 @@ class Augment:
         out_label = exact.clamp_min(IGNORE)
         if target is None:  # a live teacher speaks about every voxel of the volume, labelled or not
             return Patch(changed.float(), out_label, None, (exact != OUTSIDE).unsqueeze(0).float())
-        probabilities = x[channels:]
+        probabilities = x[channels : channels + target.shape[0]]
         mass = probabilities.sum(0, keepdim=True)
-        trust = (mass > 0.5).float()
-        return Patch(changed.float(), out_label, probabilities / mass.clamp_min(1e-6), trust)
+        inside = (mass > 0.5).float()
+        if trust is not None:  # a mean over the part of the volume that a resampled voxel shows, as the target is
+            inside = inside * (x[channels + target.shape[0] :] / mass.clamp_min(1e-6)).clamp(0, 1)
+        return Patch(changed.float(), out_label, probabilities / mass.clamp_min(1e-6), inside)
 
-    def _swap(self, x: Tensor, y: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    def _swap(self, x: Tensor, y: Tensor, channels: int, classes: int) -> tuple[Tensor, Tensor]:
         """Exchange left and right classes in label and target."""
         if not self.mirror_swap:
             return x, y
-        order = list(range(x.shape[0] - channels))
+        order = list(range(classes))
         swapped = y.clone()
         for a, b in self.mirror_swap:
             swapped[y == a - OUTSIDE], swapped[y == b - OUTSIDE] = b - OUTSIDE, a - OUTSIDE
             if order:
                 order[a], order[b] = order[b], order[a]
         if order:
-            x = torch.cat([x[:channels], x[channels:][order]])
+            x = torch.cat([x[:channels], x[channels : channels + classes][order], x[channels + classes :]])
         return x, swapped

@@ -252,3 +252,57 @@ def test_what_is_handed_in_stays_as_it_was(level: str) -> None:
 def test_an_unknown_level_is_told() -> None:
     with pytest.raises(UserError, match="'heavy' is not one of default, light, none"):
         Augment("heavy", PATCH)
+
+
+def pointwise(image: np.ndarray) -> np.ndarray:
+    """Return what a teacher that looks at single voxels says of an image ``(1, *S)``: ``(3, *S)``."""
+    logits = np.concatenate([2 * image, -image, 1 - image**2])
+    return np.asarray(np.exp(logits) / np.exp(logits).sum(0), np.float32)
+
+
+@pytest.mark.parametrize("level", ["default", "light"])
+def test_a_moved_target_is_the_target_of_the_moved_volume(level: str) -> None:
+    """Cached answer, moved, equals the teacher's answer on the moved image, where that shows the volume."""
+    augment = Augment(level, PATCH, mirror_axes=(0, 1, 2))
+    augment._intensity.transforms = ()
+    size = augment.margin if level == "default" else PATCH
+    waves = [np.sin(np.linspace(0, 4, n) + i) for i, n in enumerate(size)]
+    image = np.float32(waves[0][:, None, None] + waves[1][None, :, None] + waves[2])[None]
+    label = np.zeros(size, np.int64)
+    changed = 0
+    for seed in range(10):
+        patch = augment(image, label, pointwise(image), rng(seed), affine=level == "default")
+        assert patch.target is not None
+        inside = patch.trust[0] == 1
+        outside = torch.nn.functional.pad((~inside).float()[None], (1,) * 6, value=float(level == "default"))
+        whole = torch.nn.functional.max_pool3d(outside, 3, 1)[0] == 0  # no zeros mixed in at the edge of the volume
+        apart = (patch.target - torch.from_numpy(pointwise(patch.image.numpy()))).abs().amax(0)
+        assert float(apart[whole].max()) < 0.02
+        assert float(whole.float().mean()) > 0.5
+        torch.testing.assert_close(patch.target.sum(0)[inside], torch.ones(int(inside.sum())))
+        changed += not any(torch.equal(patch.image, torch.from_numpy(part)) for part in (image, image[..., :1]))
+    assert changed > 5
+
+
+def test_intensity_changes_leave_the_target_alone() -> None:
+    image, label, target = scene()
+    augment = Augment("light", PATCH)
+    patches = [augment(image, label, target, rng(seed), affine=False) for seed in range(12)]
+    assert any(not torch.equal(patch.image, torch.from_numpy(image)) for patch in patches)
+    assert all(torch.equal(p.target, torch.from_numpy(target)) for p in patches if p.target is not None)
+
+
+def test_trust_moves_with_the_target() -> None:
+    """Trust that equals a class's probability stays equal to it, whatever is done to both."""
+    augment = Augment("default", PATCH, mirror_axes=(0, 1, 2), mirror_swap=((1, 2),))
+    size = augment.margin
+    soft = rng(1).dirichlet([1, 1, 1], size).astype(np.float32)
+    target = np.moveaxis(soft, -1, 0)
+    label = np.zeros(size, np.int64)
+    for seed in range(6):
+        patch = augment(target[:1], label, target, rng(seed), affine=True, trust=target[:1])
+        assert patch.target is not None
+        inside = patch.trust[0] > 0
+        torch.testing.assert_close(patch.trust[0][inside], patch.target[0][inside], atol=1e-5, rtol=0)
+        outside = augment(target[:1], label, target, rng(seed), affine=True).trust[0] == 0
+        assert bool((patch.trust[0][outside] == 0).all())
