@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from medkd.errors import UserError, nearest
 from medkd.pipeline.config import RunConfig
-from medkd.pipeline.specs import Stage
+from medkd.pipeline.specs import Stage, TargetsConfig
 from medkd.pipeline.yamlfile import KeyPath
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def mistakes(config: RunConfig) -> list[Mistake]:
         found += [(("stages", name, *path), message) for path, message in _stage(config, name, stage)]
     found += _cycle(config)
     found += _export(config)
+    found += _allowed(config)
     for i, metric in enumerate(config.evaluate.metrics):
         if metric not in _METRICS and not re.fullmatch(r"nsd_\d+(\.\d+)?mm", metric):
             known = f"{nearest(metric, _METRICS)}; known: {', '.join(_METRICS)} (any number of mm)"
@@ -75,6 +76,7 @@ def _stage(config: RunConfig, name: str, stage: Stage) -> Iterator[Mistake]:
             yield ("teacher",), f"{teacher!r} is neither a stage nor a model folder{nearest(teacher, others)}"
     if stage.init is not None and stage.init not in others:
         yield ("init",), f"no other stage is called {stage.init!r}{nearest(stage.init, others)}"
+    yield from _folds(config, stage)
     if stage.control and not stage.teacher:
         yield ("control",), "a control arm compares with a teacher, and this stage has none; drop `control`"
     if len(set(stage.control)) < len(stage.control):
@@ -88,11 +90,48 @@ def _stage(config: RunConfig, name: str, stage: Stage) -> Iterator[Mistake]:
             yield ("methods", i), f"{label!r} is there twice; give one of them another name with `as:`"
 
 
+def _folds(config: RunConfig, stage: Stage) -> Iterator[Mistake]:
+    """What inner folds and stored answers ask of each other."""
+    if stage.targets != TargetsConfig() and not stage.teacher:
+        yield ("targets",), "a teacher's answers are stored, and this stage has none; add `teacher`, or drop `targets`"
+    if stage.targets.k is not None and stage.targets.encoding != "topk":
+        yield ("targets", "k"), "is the number of classes that `encoding: topk` keeps; drop it, or set that encoding"
+    inside = [name for name in stage.teacher if name in config.stages]
+    if (
+        stage.targets.mode == "out_of_fold"
+        and inside == list(stage.teacher)
+        and not any(config.stages[name].inner_folds for name in inside)
+    ):
+        message = f"out_of_fold needs teachers that left cases out; give stage {', '.join(inside)} `inner_folds: 5`"
+        yield ("targets",), message
+    if stage.inner_folds and inside:
+        # What a part's teacher has seen, the part has seen: no case would be left out.
+        yield (
+            ("inner_folds",),
+            f"its teacher {inside[0]} learns from the cases that a part leaves out; drop one of them",
+        )
+    start = config.stages.get(stage.init or "")
+    if start is not None and start.inner_folds not in (None, stage.inner_folds):
+        yield ("init",), f"stage {stage.init} has inner folds, so it has no one network to start from; drop `init`"
+    if start is not None and stage.inner_folds and start.inner_folds != stage.inner_folds:
+        yield ("init",), f"stage {stage.init} learns from the cases that a part leaves out; give it these inner_folds"
+
+
+def _allowed(config: RunConfig) -> Iterator[Mistake]:
+    known = sorted({name for stage in config.stages.values() for name in (*stage.teacher, stage.init) if name})
+    for i, name in enumerate(config.allow_leakage):
+        if name not in known:
+            message = (
+                f"no stage has a teacher {name!r}{nearest(name, known)}; the run's are {', '.join(known) or 'none'}"
+            )
+            yield ("allow_leakage", i), message
+
+
 def _export(config: RunConfig) -> Iterator[Mistake]:
     from medkd.pipeline.graph import exported_stage
 
     stage = exported_stage(config)
-    if config.export and len(config.stages[stage].model) > 1:
+    if config.export and len(config.stages[stage].networks) > 1:
         message = f"stage {stage} has several models and cannot be exported as one; distil it, or drop `export`"
         yield ("export",), message
 
@@ -146,7 +185,23 @@ def method_mistakes(config: RunConfig) -> list[Mistake]:
         if "same_loss" in stage.control and not _all_cacheable(stage):
             message = "same_loss feeds labels in place of a teacher's logits, and a method here reads more; drop it"
             found.append(((*here, "control"), message))
+        if stage.teacher and stage.targets != TargetsConfig() and "pseudo" not in stage.control:
+            found += [((*here, "targets"), live) for live in [why_live(stage)] if live]
     return found
+
+
+def why_live(stage: Stage) -> str | None:
+    """Return why a stage's teacher has to run in every step, or None where stored answers do."""
+    from medkd.methods import catalogue
+
+    for method in stage.methods:
+        if not catalogue.cacheable(method.name, method.arguments):
+            made = catalogue.make(method.name, method.arguments)
+            reads = f"reads the teacher's features {', '.join(made.teacher_taps())}"
+            if made.needs_live_teacher:
+                reads = "asks the teacher about other images"
+            return f"{method.name} {reads}, so the teacher runs live in every step and nothing is stored"
+    return None
 
 
 def _all_cacheable(stage: Stage) -> bool:
@@ -194,7 +249,7 @@ def check_splits(config: RunConfig, dataset: Dataset) -> None:
     Raises:
         UserError: the folds need more patients, or a stage wants more labels than a fold's training cases have.
     """
-    from medkd.data.splits import make_folds
+    from medkd.data.splits import inner_parts, labelled_subset, make_folds
 
     data = config.data
     folds = make_folds(dataset, folds=data.folds, seed=data.seed, validation=data.validation)
@@ -204,3 +259,9 @@ def check_splits(config: RunConfig, dataset: Dataset) -> None:
             if stage.labelled is not None and stage.labelled > have:
                 wants = f"stages.{name}.labelled is {stage.labelled}"
                 raise UserError(f"{wants} but fold {fold} has {have} training cases; lower it")
+            if stage.inner_folds is not None:
+                labelled = labelled_subset(folds[fold], dataset, stage.labelled or have, data.seed)[0]
+                try:
+                    inner_parts(labelled, (), dataset, parts=stage.inner_folds, seed=data.seed)
+                except UserError as error:
+                    raise UserError(f"stages.{name}.{error}") from None

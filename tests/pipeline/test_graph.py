@@ -274,3 +274,90 @@ def test_the_last_stage_with_a_teacher_is_shipped() -> None:
     assert exported_stage(read()) == "student"
     plain = read("stages.student.methods=[supervised]", "stages.student.teacher=null", "export=null")
     assert exported_stage(plain) == "teachers"
+
+
+def test_a_method_of_a_new_version_is_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medkd.methods.logits.kd import KD
+
+    before = graph_of()
+    monkeypatch.setattr(KD, "version", 2)
+    after = graph_of()
+    again = {node.name for node in before.nodes if before.keys[node] != after.keys[node]}
+    assert again == STUDENT - {n for n in STUDENT if n.endswith("control")}
+
+
+INNER = "stages.teachers.inner_folds=2"
+
+
+def test_inner_folds_train_each_model_once_a_part() -> None:
+    graph = graph_of(INNER)
+    parts = [f"train.teachers.m{m}.p{p}.f0.s0.main" for m in (0, 1) for p in (0, 1)]
+    assert [name for name in names(graph, "train") if "teachers" in name] == parts
+    # The ensemble of all of them teaches, and is what is measured as the teachers' arm.
+    assert needs(graph, "targets.teachers.f0.out_of_fold") == ["prepare", *parts]
+    assert needs(graph, "evaluate.teachers.f0.s0.main") == ["prepare", *parts]
+    assert needs(graph, "cost.teachers") == ["prepare", *parts]
+    assert len({graph.keys[node] for node in graph.nodes}) == len(graph.nodes)
+    jobs = [train_job(read(INNER), node) for node in graph.nodes if ".p1." in node.name]
+    assert [job.part for job in jobs] == [(1, 2), (1, 2)]
+    assert all(job.to_json()["part"] == (1, 2) for job in jobs)
+
+
+def test_a_node_that_leaves_nothing_out_keeps_its_name_and_key() -> None:
+    node = Node("train", "student", 0, 0, 0, "main")
+    assert node.name == "train.student.m0.f0.s0.main"
+    assert not {"part", "allow_leakage", "targets", "inner_folds"} & train_job(read(), node).to_json().keys()
+    (targets,) = (node for node in graph_of().nodes if node.kind == "targets")
+    assert graph_of().parts[targets] == {"fold": 0, "outside": []}
+
+
+def test_stages_that_want_other_targets_have_their_own() -> None:
+    more = [
+        "stages.second={model: {name: UNet}, teacher: teachers, methods: [kd], targets: {calibrate: true, mirror: true}}",
+        "stages.third={model: {name: UNet}, teacher: teachers, methods: [kd], targets: {encoding: topk, k: 4}}",
+        "stages.fourth={model: {name: UNet}, teacher: teachers, methods: [kd], targets: ensemble}",
+    ]
+    told = names(graph_of(*more), "targets")
+    assert told == ["targets.teachers.f0", "targets.teachers.f0.mirror-calibrate", "targets.teachers.f0.topk-k4"]
+    assert "targets.teachers.f0.out_of_fold-topk-k4" in names(graph_of(INNER, *more), "targets")
+    # With inner folds nobody answers about what he learned from, unless that is asked for.
+    assert "targets.teachers.f0" in names(graph_of(INNER, *more), "targets")
+    assert changed("stages.student.targets.calibrate=true") == {
+        "targets.teachers.f0.calibrate",
+        *(n for n in STUDENT if not n.endswith("control")),
+    }
+
+
+def test_an_overridden_leak_makes_other_nodes() -> None:
+    """Taking the override back must not find the contaminated student finished."""
+    again = changed("allow_leakage=teachers")
+    assert again == {"targets.teachers.f0", *(n for n in STUDENT if not n.endswith("control"))}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["stages.teachers.targets=out_of_fold"], "stages.teachers.targets: a teacher's answers are stored, and this"),
+        (["stages.student.targets={k: 3}"], "stages.student.targets.k: is the number of classes that `encoding: topk`"),
+        (["stages.student.targets=out_of_fold"], "out_of_fold needs teachers that left cases out; give stage teachers"),
+        (["stages.student.targets=out_of_folds"], "stages.student.targets: should be 'auto', 'ensemble' or"),
+        (["stages.student.inner_folds=2"], "stages.student.inner_folds: its teacher teachers learns from the cases"),
+        (["stages.teachers.inner_folds=1"], "stages.teachers.inner_folds"),
+        ([INNER, "stages.student.init=teachers"], "stages.student.init: stage teachers has inner folds, so it has no"),
+        (["allow_leakage=[teacher]"], "allow_leakage.0: no stage has a teacher 'teacher' (did you mean 'teachers'?)"),
+        (
+            ["stages.student.methods=[at]", "stages.student.targets.calibrate=true"],
+            "stages.student.targets: at reads the teacher's features bottleneck, so the teacher runs live",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_told(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError) as told:
+        read(*overrides)
+    assert said in str(told.value)
+
+
+def test_an_ensemble_of_parts_is_not_exported() -> None:
+    plain = ["stages.student.methods=[supervised]", "stages.student.teacher=null"]
+    with pytest.raises(UserError, match="stage teachers has several models and cannot be exported"):
+        read("stages.teachers.model={name: UNet}", INNER, *plain)
