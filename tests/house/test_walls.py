@@ -16,11 +16,11 @@ FLOORS = (
     ("errors", "types"),
     ("data",),
     ("networks",),
+    ("inference",),  # above teachers, which answer for whole volumes
     ("methods",),
     ("teachers",),
     ("training",),
     ("conformance",),
-    ("inference",),
     ("evaluation",),
     ("export",),
     ("report",),

@@ -1,0 +1,1 @@
+"""One file for every way in which others save a model."""
