@@ -16,8 +16,9 @@ from scipy.ndimage import affine_transform
 from medkd.data.layouts import read_json
 from medkd.data.volume import Volume, read_label, read_volume
 from medkd.errors import UserError
-from medkd.evaluation.cases import DEFAULT_METRICS, Row, higher_is_better, measure_rows
+from medkd.evaluation.cases import Row, measure_rows
 from medkd.evaluation.matching import Problem, match_files
+from medkd.evaluation.metrics import DEFAULT_METRICS, higher_is_better
 from medkd.evaluation.overlap import IGNORE
 
 

@@ -11,8 +11,11 @@ from medkd.pipeline.rules import arm_name
 from medkd.pipeline.specs import MethodSpec, ModelSpec, TargetsConfig, TrainConfig
 
 KINDS = ("prepare", "train", "targets", "evaluate", "cost", "export", "report")
-FORMAT: Mapping[str, int] = dict.fromkeys(KINDS, 1)
-"""Raise a kind's number when its artifacts or their meaning change: old ones are then made again."""
+FORMAT: Mapping[str, int] = {**dict.fromkeys(KINDS, 1), "evaluate": 2}
+"""Raise a kind's number when its artifacts or their meaning change: old ones are then made again.
+
+``evaluate`` 2: surfaces are made of surfels weighted by area; until then, of boundary voxels.
+"""
 
 _UNREAD = {"workers", "threads", "tensorboard"}
 """Training settings that leave the trained weights as they are."""

@@ -24,7 +24,7 @@ def blob(seed: int, shape: tuple[int, ...] = (18, 21, 15)) -> NDArray[np.bool_]:
 def test_two_voxels_in_a_row() -> None:
     pred, ref = np.zeros((2, 5, 4, 3), bool)
     pred[1, 1, 1], ref[4, 1, 1] = True, True
-    found = surface.gaps(pred, ref, (0.5, 1, 2))
+    found = surface.gaps(pred, ref, (0.5, 1, 2), "voxel")
     assert found.pred_to_ref.tolist() == [1.5] == found.ref_to_pred.tolist()
     assert surface.hausdorff_mm(found) == surface.assd_mm(found) == 1.5
     assert surface.nsd(found, 1.5) == 1
@@ -35,7 +35,7 @@ def test_a_slab_grown_by_one_slice() -> None:
     """Planes through the whole volume: every boundary voxel that moved moved by one slice of 2 mm."""
     pred, ref = np.zeros((2, 4, 4, 9), bool)
     ref[..., 0:1], pred[..., 0:2] = True, True  # both planes are boundary all over, the edge of the volume is outside
-    found = surface.gaps(pred, ref, (1, 1, 2))
+    found = surface.gaps(pred, ref, (1, 1, 2), "voxel")
     assert sorted(found.pred_to_ref) == [0] * 16 + [2] * 16
     assert not found.ref_to_pred.any()
     assert surface.hausdorff_mm(found) == 2
@@ -52,7 +52,7 @@ def test_a_distance_equal_to_the_tolerance_counts_whatever_the_rounding() -> Non
     pred, ref = np.zeros((2, 12, 1, 1), bool)
     pred[0], ref[3] = True, True
     assert 3 * 0.1 > 0.3
-    assert surface.nsd(surface.gaps(pred, ref, (0.1, 1, 1)), 0.3) == 1
+    assert surface.nsd(surface.gaps(pred, ref, (0.1, 1, 1), "voxel"), 0.3) == 1
 
 
 def test_nothing_has_no_surface() -> None:
@@ -65,7 +65,7 @@ def test_nothing_has_no_surface() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_monai_agrees(seed: int, spacing: tuple[float, float, float]) -> None:
     pred, ref = blob(seed), blob(seed + 100)
-    found = surface.gaps(pred, ref, spacing)
+    found = surface.gaps(pred, ref, spacing, "voxel")
     one = (torch.from_numpy(pred)[None, None], torch.from_numpy(ref)[None, None])
     settings = {"include_background": True, "spacing": spacing}
     theirs = {
