@@ -8,6 +8,7 @@ from pathlib import Path
 from medkd.pipeline import yamlfile
 from medkd.pipeline.config import RunConfig, parse
 from medkd.pipeline.graph import build_graph
+from medkd.pipeline.track import check_trackers
 
 
 def check(file: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, list[str]]:
@@ -27,6 +28,7 @@ def check(file: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, list[st
     from medkd.pipeline import steps
 
     config = parse(yamlfile.read(file).override(overrides), networks=True)
+    check_trackers(config)
     root = None if config.data.root is None else Path(config.data.root)
     dataset = load_dataset(config.data.source, root)
     nodes = build_graph(config, "unread").nodes

@@ -19,6 +19,7 @@ from medkd.pipeline.nodes import Node
 from medkd.pipeline.reuse import adopt
 from medkd.pipeline.rules import check_splits
 from medkd.pipeline.task import Step, run_step
+from medkd.pipeline.track import check_trackers, enter, open_store
 
 REPORT = "report.html"
 
@@ -93,6 +94,7 @@ def run(
         stages = ", ".join(config.stages)
         raise UserError(f"--only {only}: no stage is called that{nearest(only, config.stages)}; this run has {stages}")
     _check_device(device)
+    check_trackers(config)
     folder = runs / config.name
     root = None if config.data.root is None else Path(config.data.root)
     with run_lock(folder):
@@ -101,9 +103,12 @@ def run(
         write_text(folder / "config.yaml", config.to_yaml())
         context = Context(config, folder, root, device=device, progress=progress)
         adopt(graph, wanted, folder)
+        store = open_store(config, folder)
         outcome = execute(graph, wanted, context, jobs=jobs, step=step)
         finished = Finished(folder, graph, outcome, time.monotonic() - clock)
         _show_report(finished)
+        if store is not None:
+            enter(store, config, graph, finished.ended, folder)
     return finished
 
 

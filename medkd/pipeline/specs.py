@@ -133,6 +133,7 @@ class Stage(Strict):
     teacher: Annotated[tuple[str, ...], one_or_many(str)] = ()
     targets: Annotated[TargetsConfig, mode_alone(TargetsConfig)] = TargetsConfig()
     inner_folds: int | None = Field(default=None, ge=2)
+    trust_pickle: bool = False
     init: str | None = None
     control: Annotated[tuple[ControlArm, ...], control_arms(ControlArm)] = ()
     labelled: int | None = Field(default=None, ge=1)
@@ -161,6 +162,8 @@ class EvaluateConfig(Strict):
     """What is measured, which arms the report shows, and for a study the arm that all methods are compared with."""
 
     metrics: Annotated[tuple[str, ...], items(str), Field(min_length=1)] = ("dice", "hd95_mm", "nsd_1mm")
+    surfaces: Literal["surfel", "voxel"] = "surfel"
+    lesions: Annotated[tuple[str, ...] | None, as_tuple] = None
     compare: Annotated[tuple[str, ...] | None, as_tuple] = None
     baseline: str | None = None
 

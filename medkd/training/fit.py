@@ -22,6 +22,7 @@ from medkd.training import checkpoint
 from medkd.training.optim import optimiser, schedule
 from medkd.training.round import STORED, NoTaps, Table
 from medkd.training.settings import Settings
+from medkd.training.tracking import Trackers
 from medkd.types import Anatomy, Batch
 
 Score = Callable[[nn.Module], Mapping[str, float]]
@@ -112,7 +113,11 @@ class Trainer:
         self.best_state: dict[str, Tensor] = {}
 
     def fit(
-        self, batches: Callable[[int, int], Iterator[Batch]], score: Score, progress: Progress = lambda _: None
+        self,
+        batches: Callable[[int, int], Iterator[Batch]],
+        score: Score,
+        progress: Progress = lambda _: None,
+        trackers: Trackers | None = None,
     ) -> Fit:
         """Train to the end and return the best student.
 
@@ -120,6 +125,7 @@ class Trainer:
             batches: ``(start, stop)`` -> the micro-batches of these indices.
             score: network in evaluation mode -> named numbers; ``dice`` decides what is best.
             progress: receives a dict a validation and every ``log_every`` steps.
+            trackers: receive the lines of the log, and are closed at the end.
 
         Raises:
             UserError: a term is not finite (named with its cases), or the disk is full.
@@ -127,18 +133,15 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         began, settings = time.monotonic(), self.settings
-        writer = self._tensorboard()
         stream = batches(self.step * settings.accumulate, settings.steps * settings.accumulate)
         sums: dict[str, list[Tensor]] = {}
-        with (self.folder / "log.jsonl").open("a") as log:
+        with trackers or Trackers() as tracker, (self.folder / "log.jsonl").open("a") as log:
 
             def note(event: dict[str, Any]) -> None:
                 log.write(json.dumps(event) + "\n")
                 log.flush()
                 progress({**event, "of": settings.steps})
-                if writer is not None:
-                    for name, value in {**event.get("terms", {}), **event.get("scores", {})}.items():
-                        writer.add_scalar(name, value, event["step"])
+                tracker.note(event)
 
             while self.step < settings.steps:
                 for network in self.learners.values():
@@ -160,8 +163,6 @@ class Trainer:
                     scores = self._validate(score)
                     note({"step": self.step, "scores": scores, "best": self.best, "seconds": time.monotonic() - began})
                     self._save()
-        if writer is not None:
-            writer.close()
         return Fit(self.best_state, self.best, self.best_step, self.last, time.monotonic() - began)
 
     def _round(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
@@ -255,15 +256,6 @@ class Trainer:
         if log.is_file():  # lines written after the checkpoint will be written again
             lines = [line for line in log.read_text().splitlines() if _step(line) <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
-
-    def _tensorboard(self) -> Any:
-        if not self.settings.tensorboard:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("tensorboard: true needs the package tensorboard; pip install tensorboard") from error
-        return SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _step(line: str) -> float:

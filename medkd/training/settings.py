@@ -27,7 +27,6 @@ class Settings:
         accumulate: micro-batches a step.
         seed: of weights and dropout (the patches have their own).
         log_every: steps between two lines of the log.
-        tensorboard: also write TensorBoard events.
         device: ``auto``, ``cpu``, ``cuda``...
     """
 
@@ -44,7 +43,6 @@ class Settings:
     accumulate: int = 1
     seed: int = 0
     log_every: int = 20
-    tensorboard: bool = False
     device: str = "auto"
 
     def fabric_precision(self) -> str:

@@ -473,9 +473,3 @@ def test_a_term_that_is_not_finite_is_named_with_its_cases(run: Any) -> None:
 def test_a_student_that_needs_a_teacher_and_has_none_is_told(run: Any) -> None:
     with pytest.raises(UserError, match="asks for a teacher and the stage has none"):
         run.fit(run.trainer(run.tiny(), run.total(kd=KD())))
-
-
-def test_tensorboard_gets_the_same_numbers(run: Any) -> None:
-    pytest.importorskip("tensorboard")
-    run.fit(run.trainer(run.tiny(), run.total(sup=Plain()), tensorboard=True))
-    assert list((run.folder / "tensorboard").glob("events.*"))

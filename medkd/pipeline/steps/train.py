@@ -28,6 +28,7 @@ from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node, TrainJob, train_job
 from medkd.pipeline.steps.ground import Ground
 from medkd.pipeline.steps.teachers import admit, cards_of, live_teachers, stored_cards
+from medkd.pipeline.track import trackers_of
 from medkd.teachers.cache import TargetStore
 from medkd.training.fit import Fit, Trainer
 from medkd.training.settings import Settings
@@ -77,6 +78,7 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         batches,
         Validation(ground, split.validation, job.train.validation_cases),
         lambda event: context.progress({"node": node.name, **event, **_dice(event)}),
+        trackers_of(node, out, context, {**job.to_json(), "data_hash": ground.facts["data_hash"]}),
     )
     card = ModelCard(
         network=spec,
@@ -153,7 +155,6 @@ def settings_of(job: TrainJob, context: Context) -> Settings:
         accumulate=train.accumulate,
         seed=train.seed,
         log_every=max(1, min(20, train.steps // 20)),
-        tensorboard=train.tensorboard,
         device=context.device,
     )
 
