@@ -27,16 +27,19 @@ class View:
         logits: ``(B, K, *S)``; for cached targets the log-probabilities.
         taps: tap name -> ``(B, C, *s)``, features at the points a method asked for.
         trust: ``(B, 1, *S)`` in [0, 1], or None for one everywhere.
+        known: ``(B, K)`` bool: the classes that the logits tell from background, or None for all. The others are part
+            of the background, and their channels are switched off (:func:`medkd.methods.ops.marginal`).
     """
 
     logits: Tensor
     taps: Mapping[str, Tensor] = field(default_factory=dict)
     trust: Tensor | None = None
+    known: Tensor | None = None
 
     def detach(self) -> View:
         """Return the same view as history: a target, never a path for gradients."""
         taps = {name: tap.detach() for name, tap in self.taps.items()}
-        return View(self.logits.detach(), taps, None if self.trust is None else self.trust.detach())
+        return View(self.logits.detach(), taps, None if self.trust is None else self.trust.detach(), self.known)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Batch:
         target: ``(B, K, *S)`` cached teacher probabilities, or None when the teacher is live.
         trust: ``(B, 1, *S)`` trust in ``target``, or None for one everywhere.
         regions: True when classes may overlap (sigmoid), False when they exclude each other.
+        known: ``(B, K)`` bool, the classes that each sample's label tells from background, or None for all: label 0
+            means "none of these".
+        target_known: likewise for the teacher, live or stored.
     """
 
     image: Tensor
@@ -61,12 +67,14 @@ class Batch:
     target: Tensor | None = None
     trust: Tensor | None = None
     regions: bool = False
+    known: Tensor | None = None
+    target_known: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
         moved = {
             name: value.to(device, non_blocking=True)
-            for name in ("image", "label", "target", "trust")
+            for name in ("image", "label", "target", "trust", "known", "target_known")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
@@ -109,10 +117,16 @@ class Round(Protocol):
     """One mini-batch on the table, as a method sees it; the trainer provides it."""
 
     batch: Batch
-    progress: float
-    """Share of the training done, in [0, 1]."""
-    did_step: bool
-    """After a ``yield``: True when the player's weights changed (False while accumulating)."""
+
+    @property
+    def progress(self) -> float:
+        """Share of the training done, in [0, 1]."""
+        ...
+
+    @property
+    def did_step(self) -> bool:
+        """After a ``yield``: True when the player's weights changed (False while accumulating)."""
+        ...
 
     @property
     def nets(self) -> Mapping[str, nn.Module]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medkd.conformance import toys
 from medkd.methods.base import Method
+from medkd.methods.partial import seen_by
 from medkd.networks.taps import Tapped
 from medkd.training.round import Table
 from medkd.types import Batch, View
@@ -174,7 +175,7 @@ def play(
     for _ in range(rounds):
         table.deal(batch, 0.5)
         turns = []
-        for turn in method.turns(table):
+        for turn in method.turns(seen_by(method, table)):
             turns.append(_played(turn.player, turn.terms, table, method))
             table.stepped(turn.player)
     if not any(turn.player == "student" for turn in turns):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -188,6 +189,46 @@ def ignore(subject: Subject) -> None:
     near(student_terms(before), student_terms(after), EXACT, "with other voxels where nothing is known")
 
 
+def known(subject: Subject) -> None:
+    """A class that teacher or label do not know: only its sum with the background matters, and gets a gradient."""
+    one = subject.fresh()
+    if subject.logits_only:
+        raise MootRuleError("it is not told")
+    if not (one.reads_teacher or one.reads_labels):
+        raise MootRuleError("it reads neither teacher nor labels")
+    number = 5  # as many channels as no tap has
+    batch = scene(classes=number)
+    batch = replace(batch, label=batch.label % (number - 1))
+    all_known = torch.ones(len(batch.image), number, dtype=torch.bool)
+    told, untold = (
+        play(subject, one, classes=number) for one in (replace(batch, known=all_known, target_known=all_known), batch)
+    )
+    near(untold.terms, told.terms, 0.0, "with every class known, as before", 0.0)
+    some = all_known.clone()
+    some[:, -1] = False
+    partial = replace(batch, known=some, target_known=some)
+
+    def share(x: torch.Tensor) -> torch.Tensor:
+        """Give the unknown class 70 percent of what it and the background have together."""
+        if x.shape[1] != number:
+            return x
+        both = torch.logaddexp(x[:, :1], x[:, -1:])
+        return torch.cat([both + math.log(0.3), x[:, 1:-1], both + math.log(0.7)], 1)
+
+    before, after = (finite(play(subject, partial, classes=number, through=f)) for f in (lambda x: x, share))
+    for name, value in before.terms.items():
+        if abs(value) > 30 * max(abs(untold.terms[name]), 0.1):
+            raise BrokenRuleError(
+                f"{name} is {value:.3g} where a class is not known, {untold.terms[name]:.3g} where all are"
+            )
+    near(before.terms, after.terms, EXACT, "when an unknown class gains on the background")
+    for turn in after.of("student"):
+        for g in (g for g in turn.shown if g.shape[1] == number):
+            apart = float((g[:, -1] * 0.3 - g[:, 0] * 0.7).abs().max())
+            if apart > EXACT * max(1e-6, float(g.abs().max())):
+                raise BrokenRuleError("an unknown class gets a gradient of its own")
+
+
 def regions(subject: Subject) -> None:
     """Overlapping regions, where declared: finite, and the student learns."""
     if not subject.fresh().regions:
@@ -220,6 +261,7 @@ RULES: dict[str, Callable[[Subject], None]] = {
     "state": state,
     "trust": trust,
     "ignore": ignore,
+    "known": known,
     "regions": regions,
 }
 """Every rule by its name, in the order of tables."""

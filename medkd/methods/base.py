@@ -10,6 +10,7 @@ from typing import ClassVar, final
 from torch import nn
 
 from medkd.errors import UserError
+from medkd.methods.partial import seen_by
 from medkd.types import Anatomy, Batch, Round, Terms, Turn, Turns, View
 
 
@@ -146,7 +147,7 @@ class Sum(Method):
         return found
 
     def turns(self, r: Round) -> Turns:
-        generators = {name: method.turns(r) for name, method in self._each().items()}
+        generators = {name: method.turns(seen_by(method, r)) for name, method in self._each().items()}
         due = {name: turn for name, g in generators.items() if (turn := next(g, None)) is not None}
         while due:
             waiting = [turn.player for turn in due.values()]

@@ -60,6 +60,46 @@ def binary_kl_map(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     return temperature**2 * kl.mean(1)
 
 
+OFF = -1e4
+"""Logit of a class that is switched off: finite in half precision, and without weight at every temperature in use."""
+
+
+def marginal(logits: Tensor, known: Tensor | None, *, regions: bool = False) -> Tensor:
+    r"""Return the logits of those who cannot tell some classes from background.
+
+    .. math:: z'_0 = \log \sum_{k \in \{0\} \cup U} e^{z_k}, \qquad z'_k = z_k \text{ for known } k, \qquad
+        z'_k = -10^4 \text{ for } k \in U
+
+    with :math:`U` the unknown classes: their probability is the background's, so nothing is asked of them but that they
+    and the background together are right. A sample that knows all classes stays as it is, bit by bit.
+
+    Args:
+        logits: ``(B, K, *S)``.
+        known: ``(B, K)`` bool, or None for all; the background is known to everybody.
+        regions: classes overlap; an unknown region is switched off and nothing is merged.
+
+    Shapes: returns ``(B, K, *S)``, as it is or in float32.
+    """
+    if known is None or bool(known.all()):
+        return logits
+    x = full(logits)
+    keep = known.to(x.device).view(*known.shape, *[1] * (x.ndim - 2))
+    out = torch.where(keep, x, torch.full_like(x, OFF))
+    if regions:
+        return out
+    merged = torch.logsumexp(torch.where(keep, torch.full_like(x, OFF), x)[:, 1:], dim=1)
+    some = ~keep[:, 1:].all(1)
+    background = torch.where(some, torch.logaddexp(x[:, 0], merged), x[:, 0])
+    return torch.cat([background.unsqueeze(1), out[:, 1:]], dim=1)
+
+
+def merge_label(label: Tensor, known: Tensor) -> Tensor:
+    """Return ``(B, *S)`` labels as those see them who know only ``(B, K)`` classes: the others are background."""
+    table = torch.where(known, torch.arange(known.shape[1], device=known.device), 0).to(label)
+    seen = table.gather(1, label.clamp_min(0).flatten(1)).view_as(label)
+    return torch.where(label == IGNORE, label, seen)
+
+
 def one_hot(label: Tensor, classes: int) -> Tensor:
     """Return ``(B, *S)`` labels as ``(B, K, *S)`` float32; a voxel of label ``IGNORE`` has no class."""
     known = (label != IGNORE).unsqueeze(1).float()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.methods.base import Method
-from medkd.methods.ops import full, label_to, one_hot, resize_to, weighted_mean
+from medkd.methods.ops import full, label_to, marginal, one_hot, resize_to, weighted_mean
 from medkd.types import IGNORE, Batch, Round, Terms, Turn, Turns, View
 
 
@@ -22,7 +22,8 @@ class Supervised(Method):
         - \lambda_C \tfrac{1}{N}\sum_n \log p_{n y_n}
 
     The Dice sums run over the batch, so that a class absent from one patch does no harm. Voxels and
-    whole cases without label are skipped. Deep-supervision heads (``logits_1``...) weigh 1/2, 1/4, ...
+    whole cases without label are skipped. Where a label knows only some classes, its background means "none of
+    these": the others' probability is added to the background's, and :math:`F` are those known. Deep-supervision heads (``logits_1``...) weigh 1/2, 1/4, ...
 
     Args:
         dice: :math:`\lambda_D`, weight of the Dice term (no unit).
@@ -61,7 +62,9 @@ class Supervised(Method):
                 else:
                     target = label_to(label, head.shape[2:])
             d, c = (
-                dice_ce_regions(logits, target, self.smooth) if batch.regions else dice_ce(logits, target, self.smooth)
+                dice_ce_regions(logits, target, self.smooth)
+                if batch.regions
+                else dice_ce(logits, target, self.smooth, batch.known)
             )
             dice, ce = dice + weight / total * d, ce + weight / total * c
         return {"dice": self.dice * dice, "ce": self.ce * ce}
@@ -77,21 +80,25 @@ def soft_dice(p: Tensor, y: Tensor, smooth: float = 1e-5) -> Tensor:
     return (2 * (p * y).sum(axes) + smooth) / (p.sum(axes) + y.sum(axes) + smooth)
 
 
-def dice_ce(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> tuple[Tensor, Tensor]:
+def dice_ce(
+    logits: Tensor, label: Tensor, smooth: float = 1e-5, classes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the Dice loss of the foreground classes and the cross-entropy of exclusive classes.
 
-    Shapes: logits ``(B, K, *S)``, label ``(B, *S)`` with ``IGNORE`` skipped; two scalars, zero
-    (with a zero gradient) where no voxel is labelled.
+    Shapes: logits ``(B, K, *S)``, label ``(B, *S)`` with ``IGNORE`` skipped, ``classes`` ``(B, K)`` bool, those that
+    each sample's label tells from background, or None for all; two scalars, zero (with a zero gradient) where no voxel
+    is labelled. A class that no sample knows has no part in the mean of the Dice.
     """
-    logits = full(logits)
+    logits = full(marginal(logits, classes))
     known = label != IGNORE
-    if not bool(known.any()):
+    counted = None if classes is None or bool(classes.all()) else classes[:, 1:].any(0)
+    if not bool(known.any()) or (counted is not None and not bool(counted.any())):
         return logits.sum() * 0.0, logits.sum() * 0.0
     log_p = F.log_softmax(logits, dim=1)
     ce = weighted_mean(F.nll_loss(log_p, label.clamp_min(0), reduction="none"), known)
     p = log_p.exp() * known.unsqueeze(1)
     dice = soft_dice(p[:, 1:], one_hot(label, logits.shape[1])[:, 1:], smooth)
-    return 1 - dice.mean(), ce
+    return 1 - (dice if counted is None else dice[counted]).mean(), ce
 
 
 def dice_ce_regions(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> tuple[Tensor, Tensor]:

@@ -94,5 +94,9 @@ def perturbation(image: Tensor, loss: Tensor, epsilon: float) -> Tensor:
 
 def supervised(view: View, batch: Batch) -> Tensor:
     """Return Dice loss plus cross-entropy of one view; a scalar."""
-    dice, ce = (dice_ce_regions if batch.regions else dice_ce)(view.logits, batch.label)
+    dice, ce = (
+        dice_ce_regions(view.logits, batch.label)
+        if batch.regions
+        else dice_ce(view.logits, batch.label, classes=batch.known)
+    )
     return dice + ce

@@ -11,7 +11,7 @@ from torch import Tensor
 from medkd.errors import UserError
 from medkd.methods.base import Method
 from medkd.methods.logits.kd import check_reduction, voxel_weight
-from medkd.methods.ops import binary_kl_map, full, kl_map, weighted_mean
+from medkd.methods.ops import OFF, binary_kl_map, full, kl_map, weighted_mean
 from medkd.types import Batch, Terms, View
 
 MATCHES = ("logits", "kl")
@@ -80,13 +80,19 @@ class NoisyTeacher(Method):
 
     def forward(self, student: View, teacher: View, batch: Batch) -> Terms:
         s, t = full(student.logits), full(teacher.logits.detach())
+        keep = None
+        if student.known is not None:
+            keep = student.known.view(*student.known.shape, *[1] * (s.ndim - 2))
+            s, t = s * keep, t * keep  # a class that is switched off has no logit to compare
         if not batch.regions:
-            s, t = s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
+            s, t = centred(s, keep), centred(t, keep)
         noise = draw_noise(t, self.probability, self.sigma, grid=self.grid, shared=self.shared)
         t = perturb(t, noise, additive=self.additive)
         if self.match == "logits":
             loss = regression_map(s, t)
         else:
+            if keep is not None:
+                s, t = (torch.where(keep, x, OFF) for x in (s, t))
             loss = (binary_kl_map if batch.regions else kl_map)(s, t, self.temperature)
         return {"noisy_teacher": weighted_mean(loss, voxel_weight(teacher, batch, self.reduction, self.margin_mm))}
 
@@ -100,6 +106,13 @@ def noisy_teacher(
     empty. The paper sums over classes: K times this.
     """
     return weighted_mean(regression_map(student, perturb(teacher, noise, additive=additive)), weight)
+
+
+def centred(logits: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Return ``(B, K, *S)`` logits less their mean over the classes to keep; the others must be 0 and stay so."""
+    if keep is None:
+        return logits - logits.mean(1, keepdim=True)
+    return (logits - logits.sum(1, keepdim=True) / keep.sum(1, keepdim=True)) * keep
 
 
 def perturb(teacher: Tensor, noise: Tensor, *, additive: bool = False) -> Tensor:

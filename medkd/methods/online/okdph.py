@@ -114,7 +114,7 @@ class OKDPH(Method):
                 # the value of the hybrid, with a path to this learner's share of it
                 own = {key: mixed[key] + ratio * (p - p.detach()) for key, p in net.named_parameters()}
                 told = self._run(net, {**mixed, **own}, image)
-            dice, ce = dice_ce(told, r.batch.label)
+            dice, ce = dice_ce(told, r.batch.label, classes=r.batch.known)
             yield Turn(name, {"hybrid": self.hybrid * (dice + ce), **self(view, everyone, r.batch)})
         if r.did_step:
             self.steps += 1

@@ -95,7 +95,7 @@ class BYOT(Method):
         for name, head, adapter in zip(self.at, self.heads, self.adapters, strict=True):
             x = full(student.taps[name])
             q = head(x)
-            dice, ce = dice_ce(q, label_to(batch.label, q.shape[2:]))
+            dice, ce = dice_ce(q, label_to(batch.label, q.shape[2:]), classes=batch.known)
             label = label + dice + ce
             kl = kl + soft_term(q, answer, self.temperature)
             feature = feature + feature_term(adapter(x, last.shape[2:]), last)

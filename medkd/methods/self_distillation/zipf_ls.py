@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medkd.errors import UserError
 from medkd.methods.base import Method
-from medkd.methods.ops import boundary, dilate, full, one_hot
+from medkd.methods.ops import OFF, boundary, dilate, full, one_hot
 from medkd.types import IGNORE, Batch, Round, Terms, Turn, Turns, View
 
 DISTRIBUTIONS = ("rank_zipf", "unbiased_zipf")
@@ -150,9 +150,10 @@ def zipf_ls(
     else:
         first, last = (rank.to(z.dtype) for rank in ranks(s))
         law = unbiased_zipf(first, last if share_ties else first, classes, power, left_bound, right_bound)
+    law = law * (z > OFF / 2)  # a class that is switched off has no rank
     wrong = torch.ones_like(z, dtype=torch.bool).scatter_(1, y, value=False)
     target = law[wrong].view(-1, classes - 1)
-    target = target / target.sum(1, keepdim=True)
+    target = target / target.sum(1, keepdim=True).clamp_min(1e-12)
     log_p = F.log_softmax(z[wrong].view(-1, classes - 1), dim=1)
     kl = F.kl_div(log_p, target, reduction="none").sum(1)
     if not correct_only:
