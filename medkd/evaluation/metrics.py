@@ -37,8 +37,8 @@ def higher_is_better(metric: str) -> bool:
         return _HIGHER[found["what"]]
     if metric not in _HIGHER:
         raise UserError(
-            f"unknown metric {metric!r}{nearest(metric, _HIGHER)}: choose from {', '.join(sorted(_HIGHER))} "
-            "(nsd at any tolerance, such as nsd_2.5mm; lesions matched at any IoU, such as lesion_f1_iou0.5)"
+            f"no metric is called {metric!r}{nearest(metric, _HIGHER)}; known: {', '.join(_HIGHER)} "
+            "(nsd with any number of mm, lesions with any IoU, such as lesion_f1_iou0.5)"
         )
     return _HIGHER[metric]
 

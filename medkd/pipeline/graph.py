@@ -13,6 +13,7 @@ from medkd.errors import UserError
 from medkd.pipeline.config import RunConfig
 from medkd.pipeline.nodes import FORMAT, Node, targets_json, targets_node, train_job
 from medkd.pipeline.rules import ARMS
+from medkd.pipeline.specs import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class _Builder:
             for seed in seeds:
                 for arm in ("main", *(ARMS[entry] for entry in stage.control)):
                     needs = (Node("prepare"), *self.members(name, fold, seed, arm))
-                    part = {"metrics": list(self.config.evaluate.metrics), "fold": fold, "arm": arm}
+                    part = {**_measured(self.config.evaluate), "fold": fold, "arm": arm}
                     self.add(Node("evaluate", name, None, fold, seed, arm), needs, part)
         # Control arms have the same network: its cost is measured once.
         self.add(Node("cost", name), (Node("prepare"), *self.members(name, folds[0], seeds[0], "main")), {})
@@ -175,6 +176,16 @@ def exported_stage(config: RunConfig) -> str:
     """Return the stage whose network is shipped: the last one with a teacher, or the last."""
     taught = [name for name, stage in config.stages.items() if stage.teacher]
     return (taught or list(config.stages))[-1]
+
+
+def _measured(given: EvaluateConfig) -> dict[str, Any]:
+    """Return what decides the scores of a case, without what has its default: so older rows keep their keys."""
+    part: dict[str, Any] = {"metrics": list(given.metrics)}
+    if given.surfaces != "surfel":
+        part["surfaces"] = given.surfaces
+    if given.lesions is not None:
+        part["lesions"] = sorted(given.lesions)
+    return part
 
 
 def _outside(config: RunConfig, teacher: tuple[str, ...]) -> list[str]:

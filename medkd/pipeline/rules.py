@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medkd.errors import UserError, nearest
+from medkd.evaluation.metrics import higher_is_better
 from medkd.pipeline.config import RunConfig
 from medkd.pipeline.specs import Stage, TargetsConfig
 from medkd.pipeline.yamlfile import KeyPath
@@ -20,7 +21,6 @@ Mistake = tuple[KeyPath, str]
 
 ARMS = {"steps": "control", "same_loss": "same_loss", "pseudo": "pseudo"}
 """``control`` entry of a stage -> arm of its nodes."""
-_METRICS = ("dice", "iou", "hd95_mm", "assd_mm", "nsd_1mm", "volume_error_ml")
 
 
 def arm_name(stage: str, arm: str) -> str:
@@ -49,9 +49,10 @@ def mistakes(config: RunConfig) -> list[Mistake]:
     found += _export(config)
     found += _allowed(config)
     for i, metric in enumerate(config.evaluate.metrics):
-        if metric not in _METRICS and not re.fullmatch(r"nsd_\d+(\.\d+)?mm", metric):
-            known = f"{nearest(metric, _METRICS)}; known: {', '.join(_METRICS)} (any number of mm)"
-            found.append((("evaluate", "metrics", i), f"no metric is called {metric!r}{known}"))
+        try:
+            higher_is_better(metric)
+        except UserError as error:
+            found.append((("evaluate", "metrics", i), str(error)))
     arms = arms_of(config)
     for i, arm in enumerate(config.evaluate.compare or ()):
         if arm not in arms:

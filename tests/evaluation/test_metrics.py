@@ -17,7 +17,7 @@ def test_directions() -> None:
 
 @pytest.mark.parametrize("name", ["hd95", "nsd_mm", "nsd_1", "lesion_f1_iou2", "lesion_f1_iou0", "lesions_f1", ""])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="unknown metric"):
+    with pytest.raises(UserError, match="no metric is called"):
         metrics.higher_is_better(name)
 
 

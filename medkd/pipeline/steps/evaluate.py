@@ -35,6 +35,8 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
             volume.spacing_mm,
             ground.dataset.labels,
             context.config.evaluate.metrics,
+            convention=context.config.evaluate.surfaces,
+            lesions=context.config.evaluate.lesions,
             case=name,
             patient=case.patient,
             arm=node.arm_name,
