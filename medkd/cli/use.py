@@ -1,8 +1,7 @@
-"""Verbs for what a run has made: ``predict``, ``evaluate``, ``export``, ``report``."""
+"""Verbs for what a run has made: ``predict``, ``evaluate``, ``export``."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,6 @@ from medkd.errors import UserError
 
 if TYPE_CHECKING:
     from medkd.inference.predict import PredictedCase
-    from medkd.report.summary import RunSummary
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run, or a trained or exported model.", show_default=False)
@@ -151,41 +149,3 @@ def export(
                 export_bundle(found, folder)
         say(f"{name}: {folder}")
     return 0
-
-
-def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Finished runs.", show_default=False)],
-    as_json: AsJson = False,
-) -> int:
-    """Write the page of finished runs again.
-
-    Prints their tables too. Trains and measures nothing.
-    """
-    from medkd.report.page import write_report
-    from medkd.report.tables import arms_json, arms_table
-    from medkd.report.verdict import verdict
-
-    found = {folder: _summary(folder) for folder in folders}
-    if as_json:
-        say_json({str(one): {"arms": arms_json(run), "verdict": asdict(verdict(run))} for one, run in found.items()})
-        return 0
-    for folder, run in found.items():
-        head, body = arms_table(run)
-        table(head, body, numbers=range(1, len(head)))
-        told = verdict(run)
-        for line in (told.evidence or told.headline, told.lost):
-            if line:
-                say(line)
-        say(f"report: {write_report(run, folder / 'report.html')}")
-    return 0
-
-
-def _summary(folder: Path) -> RunSummary:
-    from medkd.pipeline.folder import read_manifest
-    from medkd.report.summary import RunSummary
-
-    done = [node for node in (folder / "nodes").glob("report-*") if read_manifest(node) is not None]
-    if not done:
-        raise UserError(f"{folder} is no folder of a finished run; give runs/<name>, after medkd run")
-    newest = max(done, key=lambda node: (node / "manifest.json").stat().st_mtime)
-    return RunSummary.from_json(json.loads((newest / "summary.json").read_text(encoding="utf-8")))

@@ -40,13 +40,38 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """Who is right about one class: shares of the voxels that reference, teacher or arm give to it, over all cases.
+
+    Args:
+        arm: name of the arm.
+        teacher: name of the teacher.
+        label: class name.
+        n_voxels: voxels counted.
+        both_right: share where arm and teacher are right, in [0, 1]; the four shares sum to 1.
+        arm_only: share where the arm is right and the teacher wrong: where it beats its teacher.
+        teacher_only: share where the teacher is right and the arm wrong: where something was lost.
+        both_wrong: share where neither is right.
+    """
+
+    arm: str
+    teacher: str
+    label: str
+    n_voxels: int = 0
+    both_right: float | None = None
+    arm_only: float | None = None
+    teacher_only: float | None = None
+    both_wrong: float | None = None
+
+
+@dataclass(frozen=True)
 class Reliability:
     """How far an arm's confidence can be believed.
 
     Args:
         arm: name of the arm.
         ece: expected calibration error, in [0, 1].
-        brier: mean squared error of the probabilities, over classes.
+        brier: mean over voxels of the squared error of the probabilities, summed over classes, in [0, 2].
         bins: (mean confidence, accuracy, share of voxels) of each bin, all in [0, 1], confidence rising.
     """
 

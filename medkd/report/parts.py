@@ -71,6 +71,13 @@ class Comparison:
         n_seeds: training seeds in both arms.
         per_class: one mapping a class with ``label``, ``difference`` and, where known, ``ci_low`` and ``ci_high``.
         notes: what a reader must know about this comparison.
+        effect_size: mean over standard deviation of the differences per patient; above 0 is better.
+        probability_better: share of patients for whom ``arm_a`` is better, ties by half.
+        margin: the loss that would be accepted, in the metric's unit, or None where nobody said.
+        non_inferior: whether a larger loss is excluded; None without margin.
+        noninferiority_p: one-sided p of a loss of ``margin`` or more.
+        classes_low: lower end of the interval when classes are drawn too, or None.
+        classes_high: upper end.
     """
 
     arm_a: str
@@ -87,6 +94,13 @@ class Comparison:
     n_seeds: int = 1
     per_class: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    effect_size: float | None = None
+    probability_better: float | None = None
+    margin: float | None = None
+    non_inferior: bool | None = None
+    noninferiority_p: float | None = None
+    classes_low: float | None = None
+    classes_high: float | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Comparison:

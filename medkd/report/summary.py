@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medkd.errors import UserError
-from medkd.report.evidence import Fidelity, Lost, Reliability, VolumeView
+from medkd.report.evidence import Fidelity, Lost, Outcome, Reliability, VolumeView
 from medkd.report.packing import plain, unpack
 from medkd.report.parts import ROLES, Arm, Comparison, Curve, DataFacts, Parity, Provenance, Row, Slice
 from medkd.report.study import Study
@@ -36,6 +36,7 @@ class RunSummary:
         warnings: what a reader must know before trusting the numbers.
         study: many methods against one baseline, where the run is such a comparison.
         fidelity: how the arms agree with the teacher, by region.
+        outcomes: where an arm beats its teacher and where it loses, by class.
         reliability: how far probabilities can be trusted, by arm.
         lost: what the student lost against the teacher, by class and size.
         volumes: cases to scroll through, see :func:`medkd.report.volumes.volume_view`.
@@ -56,6 +57,7 @@ class RunSummary:
     warnings: tuple[str, ...] = ()
     study: Study | None = None
     fidelity: tuple[Fidelity, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
     reliability: tuple[Reliability, ...] = ()
     lost: tuple[Lost, ...] = ()
     volumes: tuple[VolumeView, ...] = ()
@@ -100,6 +102,7 @@ _PARTS: dict[str, type] = {
     "curves": Curve,
     "parity": Parity,
     "fidelity": Fidelity,
+    "outcomes": Outcome,
     "lost": Lost,
 }
 
@@ -124,6 +127,7 @@ __all__ = [
     "DataFacts",
     "Fidelity",
     "Lost",
+    "Outcome",
     "Parity",
     "Provenance",
     "Reliability",

@@ -15,6 +15,7 @@ from medkd.report.packing import plain
 from medkd.report.scores import Scores
 from medkd.report.study import Study
 from medkd.report.summary import Arm, RunSummary
+from medkd.report.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,48 @@ def arms_csv(run: RunSummary) -> str:
         per_class = line.pop("per_class")
         flat.append(line | {f"{m}[{label}]": v for label, of in per_class.items() for m, v in of.items()})
     return table_csv(flat)
+
+
+def comparisons_csv(run: RunSummary) -> str:
+    """Return every paired test as CSV, one line for the mean over classes and one a class, full precision."""
+    lines: list[dict[str, Any]] = []
+    for one in run.comparisons:
+        flat = asdict(one)
+        per_class, notes = flat.pop("per_class"), flat.pop("notes")
+        lines.append({**flat, "label": "", "holm_p": None, "notes": " ".join(notes)})
+        head = {name: flat[name] for name in ("arm_a", "arm_b", "metric")}
+        shared = {"label", "n_patients", "difference", "ci_low", "ci_high", "wilcoxon_p", "holm_p", "verdict"}
+        lines += [{**head, **{k: v for k, v in of.items() if k in shared}} for of in per_class]
+    return table_csv([{name: "" if value is None else value for name, value in line.items()} for line in lines])
+
+
+def report_json(run: RunSummary) -> dict[str, Any]:
+    """Return all numbers of the report but the single cases (``cases.csv``) and the pictures."""
+    parts = ("comparisons", "study", "fidelity", "outcomes", "reliability", "lost", "parity", "data", "provenance")
+    told = verdict(run)
+    return {
+        "name": run.name,
+        "verdict": asdict(told),
+        "arms": arms_json(run),
+        **{name: plain(getattr(run, name)) for name in parts},
+        "cost_note": run.cost_note,
+        "warnings": list(run.warnings),
+    }
+
+
+def report_files(run: RunSummary) -> dict[str, str]:
+    """Return file name -> text of what lies beside the page: JSON for programs, CSV for spreadsheets, Markdown."""
+    found = {
+        "report.json": json.dumps(report_json(run), indent=1, allow_nan=False) + "\n",
+        "arms.csv": arms_csv(run),
+        "cases.csv": cases_csv(run),
+        "comparisons.csv": comparisons_csv(run),
+        "table.md": arms_markdown(run) + "\n",
+    }
+    for name, parts in (("lost", run.lost), ("fidelity", run.fidelity), ("outcomes", run.outcomes)):
+        if parts:
+            found[f"{name}.csv"] = table_csv([{k: "" if v is None else v for k, v in plain(p).items()} for p in parts])
+    return {**found, **(study_files(run.study) if run.study else {})}
 
 
 def cases_csv(run: RunSummary) -> str:

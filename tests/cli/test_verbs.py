@@ -57,7 +57,7 @@ def failing(kind: BaseException, *nodes: str) -> Step:
     return step
 
 
-VERBS = ("run", "check", "predict", "evaluate", "export", "report", "methods", "schema")
+VERBS = ("run", "check", "predict", "evaluate", "export", "report", "gate", "methods", "schema")
 DATA_VERBS = ("data inspect", "data download", "data phantom")
 
 
