@@ -159,15 +159,18 @@ def provenance(run: RunSummary) -> dict[str, Any]:
         ("Reference", data.reference),
         ("Cases", ", ".join(f"{size} {name}" for name, size in data.sizes.items())),
         ("Data hash", p.data_hash),
+        ("Seeds", ", ".join(str(seed) for seed in p.seeds)),
+        ("Folds", ", ".join(str(fold) for fold in p.folds)),
         ("Leakage", p.leakage),
         ("Made", p.created),
         ("Device", p.device),
         ("Command", p.command),
     ]
-    licences = {**({"data": data.licence} if data.licence else {}), **p.licences}
+    licences = {**({"data": data.licence} if data.licence and data.name not in p.licences else {}), **p.licences}
     return {
         "facts": [(name, text) for name, text in facts if text],
         "licences": list(licences.items()),
+        "teachers": list(p.teachers.items()),
         "versions": list(p.versions.items()),
         "nodes": [
             (node, p.keys.get(node, ""), duration(p.seconds[node]) if node in p.seconds else "")

@@ -5,7 +5,7 @@ Text that comes from the user is escaped here, because Plotly reads a little HTM
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from math import log10
 from statistics import fmean
@@ -42,15 +42,22 @@ def per_class(run: RunSummary, colours: Mapping[str, str], scores: Scores | None
     paired = student in arms and control in arms
     step = 0.78 / len(arms)
     lane = {arm.name: (i - (len(arms) - 1) / 2) * step for i, arm in enumerate(arms)}
+    # A case has the same scatter in every arm, so that the lines between arms end at its points.
+    cases = {case for arm in arms for label in labels for case in scores.by_case(arm.name, "dice", label)}
+    scatter = {case: _jitter(i) for i, case in enumerate(sorted(cases))}
     traces: list[dict[str, Any]] = []
-    if paired and student and control:
-        traces += _pairs(scores, labels, lane, student, control)
+    traces += _joined(
+        scores,
+        labels,
+        lambda arm, case: lane[arm.name] + scatter[case] * step,
+        sorted((arm for arm in (run.arm("teacher"), student, control) if arm in arms), key=arms.index),
+    )
     for arm in arms:
         values = [(row, scores.by_case(arm.name, "dice", label)) for row, label in enumerate(labels)]
         points = [
-            (case, v, row + lane[arm.name] + _jitter(i) * step, labels[row])
+            (case, v, row + lane[arm.name] + scatter[case] * step, labels[row])
             for row, of in values
-            for i, (case, v) in enumerate(sorted(of.items()))
+            for case, v in sorted(of.items())
         ]
         traces.append(_points(arm.shown, points, colours[arm.name], "x", numbers.metric_value))
         means = [(fmean(of.values()), row + lane[arm.name]) for row, of in values if of]
@@ -197,16 +204,22 @@ def _apart(heights: Sequence[float], least: float = 17.0) -> list[float]:
     return lifts
 
 
-def _pairs(scores: Scores, labels: Sequence[str], lane: Mapping[str, float], a: Arm, b: Arm) -> list[dict[str, Any]]:
+def _joined(
+    scores: Scores, labels: Sequence[str], place: Callable[[Arm, str], float], order: Sequence[Arm]
+) -> list[dict[str, Any]]:
+    """Return thin lines that join the same case from arm to arm; ``place(arm, case)`` is a point's height in a row."""
     x: list[float | None] = []
     y: list[float | None] = []
     for row, label in enumerate(labels):
-        first, second = scores.by_case(a.name, "dice", label), scores.by_case(b.name, "dice", label)
-        if len(first) > MOST_PAIRS:
+        values = [(arm, scores.by_case(arm.name, "dice", label)) for arm in order]
+        cases = sorted({case for _, of in values for case in of})
+        if len(cases) > MOST_PAIRS:
             continue
-        for case in sorted(first.keys() & second.keys()):
-            x += [first[case], second[case], None]
-            y += [row + lane[a.name], row + lane[b.name], None]
+        for case in cases:
+            found = [(of[case], row + place(arm, case)) for arm, of in values if case in of]
+            if len(found) > 1:
+                x += [*(value for value, _ in found), None]
+                y += [*(height for _, height in found), None]
     if not x:
         return []
     return [

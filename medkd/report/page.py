@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from medkd.errors import UserError
-from medkd.report import content, figures
+from medkd.report import content, figures, trust
 from medkd.report.curves import panels
+from medkd.report.losses import losses
+from medkd.report.notices import notices
 from medkd.report.packing import plain
 from medkd.report.palette import LABEL, arm_colours
 from medkd.report.scores import Scores
 from medkd.report.summary import RunSummary
 from medkd.report.tables import cases_csv, study_table
 from medkd.report.verdict import verdict
+from medkd.report.viewer import viewer
 
 
 def write_report(run: RunSummary, out: Path) -> Path:
@@ -59,7 +62,7 @@ def render(run: RunSummary) -> str:
         UserError: Jinja2, Plotly or scikit-image are not installed.
     """
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
         from markupsafe import Markup
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -67,9 +70,16 @@ def render(run: RunSummary) -> str:
     scores = Scores(run.rows)
     colours = arm_colours(run.arms)
     drawn, plots = _plots(run, colours, scores)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_resource("report.html.j2"))
-    return template.render(
+    inside = viewer(run, colours)
+    library = get_plotlyjs() if drawn else ""
+    environment = Environment(
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
         run=run,
         verdict=verdict(run, scores),
         patients=scores.patients(),
@@ -84,11 +94,20 @@ def render(run: RunSummary) -> str:
         paired=run.arm("student") is not None and run.arm("control") is not None,
         plots=plots,
         slices=[{**pictured, "svg": Markup(pictured["svg"])} for pictured in content.slices(run, scores, colours)],  # noqa: S704 made by slice_svg, which escapes
+        losses=losses(run),
+        fidelity=trust.fidelity_table(run),
+        calibration=trust.calibration_table(run),
         parity=content.parity(run),
         provenance=content.provenance(run),
         csv=base64.b64encode(cases_csv(run).encode()).decode(),
         style=Markup(_resource("report.css")),  # noqa: S704 a file of this package
-        plotly=Markup(get_plotlyjs()) if drawn else "",  # noqa: S704 a library that is meant for a <script>
+        viewer=inside,
+        viewer_style=Markup(_resource("viewer.css")),  # noqa: S704 a file of this package
+        viewer_setup=Markup(_script_json(inside["setup"])) if inside else "",  # noqa: S704 no "<" is left in it
+        viewer_script=Markup(_resource("viewer.js")),  # noqa: S704 a file of this package
+        niivue_script=Markup(_resource("niivue.js")),  # noqa: S704 a file of this package
+        notices=notices(plotly=library, niivue=bool(inside and inside["niivue"])),
+        plotly=Markup(library),  # noqa: S704 a library that is meant for a <script>
         figures=Markup(_script_json(drawn)),  # noqa: S704 no "<" is left in it
     )
 
@@ -98,6 +117,8 @@ def _plots(run: RunSummary, colours: Mapping[str, str], scores: Scores) -> tuple
     found: dict[str, Any] = {
         "per_class": figures.per_class(run, colours, scores),
         "frontier": figures.frontier(run, colours, scores),
+        "fidelity": trust.fidelity(run, colours),
+        "calibration": trust.calibration(run, colours),
     }
     training = panels(run, colours)
     found |= {f"curve_{i}": figure for i, (_, figure) in enumerate(training)}

@@ -23,6 +23,11 @@ MARGIN_MM = 15.0
 FIELD_MM = 60.0
 """Least width and height shown: a small organ needs its surroundings to be recognised."""
 
+SOFT_TISSUE_HU = (-160.0, 240.0)
+"""The window that CT of neck, abdomen and pelvis is read in."""
+LUNG_HU = (-1000.0, 400.0)
+"""A wide window in which lung and its vessels are told apart."""
+
 # Array axes are RAS+ (x to the patient's right, y to the front, z to the head). Radiological convention: one looks at
 # the patient from the feet (axial) or from the front (coronal), so the patient's right is on the left of the screen;
 # a sagittal slice shows the front on the left. Every screen axis then runs against its array axis.
@@ -38,6 +43,15 @@ def worst_cases(rows: Iterable[Row], arm: str, count: int = 6, metric: str = "di
     """Return the ids of the ``count`` cases with the lowest mean of ``metric`` over classes, the worst first."""
     means = Scores(rows).case_means(arm, metric)
     return tuple(sorted(means, key=lambda case: (means[case], case))[:count])
+
+
+def ct_window(low_hu: float) -> tuple[float, float]:
+    """Return black and white of a CT picture, in HU: the window that readers know, whatever the training clips to.
+
+    Args:
+        low_hu: the lower end of the structures' intensities (0.5th percentile); below -400 it is the lung.
+    """
+    return LUNG_HU if low_hu < -400 else SOFT_TISSUE_HU
 
 
 def worst_slice(
@@ -97,7 +111,7 @@ def worst_slice(
 
     masks = [screen(volume) for volume in (label, student, teacher) if volume is not None]
     rows, columns = _crop(np.any([mask > 0 for mask in masks], axis=0), size)
-    low, high = window or _percentiles(image)
+    low, high = window or percentiles(image)
     grey = np.clip((screen(image).astype(np.float64) - low) / max(high - low, 1e-12), 0.0, 1.0)
     cut = [np.ascontiguousarray(screen(v)[rows, columns], dtype=np.int16) for v in (label, student)]
     return Slice(
@@ -213,7 +227,8 @@ def _crop(mask: NDArray[np.bool_], size: tuple[float, float]) -> tuple[slice, sl
     return windows[0], windows[1]
 
 
-def _percentiles(image: NDArray[np.floating[Any]]) -> tuple[float, float]:
+def percentiles(image: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Return the 0.5th and the 99.5th percentile of the finite values; 0 and 1 where there is none."""
     values = image[np.isfinite(image)]
     if not values.size:
         return 0.0, 1.0

@@ -6,7 +6,21 @@ import numpy as np
 import pytest
 
 from medkd.report.slices import worst_slice
-from medkd.report.summary import Arm, Comparison, Curve, DataFacts, Parity, Provenance, RunSummary, Slice
+from medkd.report.summary import (
+    Arm,
+    Comparison,
+    Curve,
+    DataFacts,
+    Fidelity,
+    Lost,
+    Parity,
+    Provenance,
+    Reliability,
+    RunSummary,
+    Slice,
+    VolumeView,
+)
+from medkd.report.volumes import volume_view
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "left kidney": 3, "right kidney": 4, "pancreas": 5, "lesion": 6}
 DIFFICULTY = {
@@ -119,6 +133,40 @@ def curve(arm: str, seed: int, *, kd: bool, title: str = "", steps: int = 4000) 
 LOSS_TOP = {"teachers": 0.9, "student": 0.87, "student.control": 0.84, "student.pseudo": 0.855}
 
 
+def view(case: str = "abd_017", seed: int = 0, **changes: object) -> VolumeView:
+    image, label, student, teacher = volumes(seed, 4.0)
+    masks = {"teachers": teacher, "student": student, "student.control": np.roll(student, 2, axis=0)}
+    affine = np.diag([3.2, 3.2, 5.0, 1.0])
+    affine[:3, 3] = (-170, -130, -60)
+    return volume_view(case, image, label, masks, affine, window=(-160, 240), **changes)
+
+
+def evidence() -> dict[str, object]:
+    """What a run says beyond Dice: agreement, calibration and losses by size."""
+    share = {"student": {"foreground": 0.97, "boundary": 0.84, "background": 0.9997}}
+    share["student.control"] = {"foreground": 0.95, "boundary": 0.79, "background": 0.9996}
+    bins = tuple((c, c - o, s) for c, o, s in ((0.45, 0.1, 0.01), (0.7, 0.08, 0.04), (0.97, 0.02, 0.95)))
+    return {
+        "fidelity": tuple(
+            Fidelity(arm, "teachers", region, value, 1.3 * (1 - value), 40_000)
+            for arm, of in share.items()
+            for region, value in of.items()
+        ),
+        "reliability": (Reliability("teachers", 0.01, 0.05), Reliability("student", 0.023, 0.07, bins)),
+        "lost": (
+            Lost("pancreas", "small", 8, 0.71, 0.6, 0.55, -0.11, "31 to 55 ml"),
+            Lost("liver", "large", 8, 0.96, 0.962, 0.95, 0.002),
+            Lost("lesion", "small", 2, 0.5, 0.2, 0.2, -0.3),
+        ),
+    }
+
+
+@pytest.fixture(autouse=True)
+def without_niivue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether this machine has NiiVue changes no test; one that needs it says so."""
+    monkeypatch.setenv("MEDKD_NIIVUE", "")
+
+
 @pytest.fixture(scope="session")
 def pictured() -> tuple[Slice, ...]:
     return pictures(2)
@@ -221,3 +269,13 @@ def example(**changes: object) -> RunSummary:
         "warnings": ("Two seeds only: the interval knows little of how training varies.",),
     }
     return RunSummary(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(name="evidence")
+def evidence_of_a_run() -> dict[str, object]:
+    return evidence()
+
+
+@pytest.fixture
+def make_view() -> Callable[..., VolumeView]:
+    return view

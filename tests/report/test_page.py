@@ -85,7 +85,7 @@ def test_the_verdict_comes_first(make_run) -> None:
     assert page.texts["h1"] == ["Distillation helped: mean Dice rose by 0.034."]
     assert page.texts["p"][:2] == [verdict(run).lost, run.comparisons[0].sentence]
     assert page.texts["h2"] == [
-        "Before you trust these numbers", "The arms", "Class by class", "Accuracy against speed", "Worst cases",
+        "Before you trust these numbers", "The arms", "Accuracy against speed", "Class by class", "Worst cases",
         "Training", "Export", "What was run",
     ]  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_names_are_text_not_markup(make_run) -> None:
     )  # fmt: skip
     page = Page(render(run))
     assert page.open == []
-    assert len(page.of("script")) == 3
+    assert len(page.of("script")) == 4
     assert "<script>alert" not in render(run)
     assert EVIL in page.texts["pre"]
     assert page.figures["per_class"]
