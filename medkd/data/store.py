@@ -19,6 +19,10 @@ Array = NDArray[Any]
 _FOREGROUND = 2000  # positions kept per class and case: enough that a class is sampled evenly
 
 
+class DamagedFileError(UserError):
+    """A stored file that cannot be read any more."""
+
+
 class Volumes:
     """A folder of arrays ``(C, *S)`` by case, read by slices.
 
@@ -60,7 +64,7 @@ class Volumes:
         """Return the array of a case: something with ``shape`` that gives numpy arrays when sliced.
 
         Raises:
-            UserError: missing or damaged file.
+            UserError: missing file; :class:`DamagedFileError` where it cannot be read.
         """
         name = f"{case}.{kind}"
         if name in self._held:
@@ -86,6 +90,11 @@ class Volumes:
             self._held.popitem(last=False)
         return array
 
+    def forget(self, case: str, kind: str) -> None:
+        """Let go of an array that is about to change."""
+        self._held.pop(f"{case}.{kind}", None)
+        self._open.pop(f"{case}.{kind}", None)
+
     def has(self, case: str, kind: str) -> bool:
         """Return whether the case has an array of this kind."""
         return (self.folder / f"{case}.{kind}.b2nd").is_file()
@@ -105,8 +114,8 @@ class _Lazy:
             raise _damaged(self._path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({error}); delete it and run again")
+def _damaged(path: Path, error: Exception) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged ({error}); delete it and run again")
 
 
 class Store:
@@ -183,7 +192,7 @@ def read_positions(path: Path) -> dict[int, Array]:
     """Read positions by class as written beside a label or a teacher target.
 
     Raises:
-        UserError: missing or damaged file.
+        UserError: missing file; :class:`DamagedFileError` where it cannot be read.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; delete the folder {path.parent} and run again")
