@@ -40,12 +40,14 @@ class Patch:
 
     ``image`` ``(C, *S)`` float32, ``label`` ``(*S)`` int64, ``target`` ``(K, *S)`` float32 or None, and ``trust``
     ``(1, *S)`` float32: 1 where the teacher can speak, less where it doubts, 0 beyond the volume.
+    ``swapped`` tells that left and right were exchanged.
     """
 
     image: Tensor
     label: Tensor
     target: Tensor | None
     trust: Tensor
+    swapped: bool = False
 
 
 class Augment:
@@ -142,11 +144,13 @@ class Augment:
                 self._affine.set_random_state(seed=int(rng.integers(2**31)))
                 moved = self._affine({"linear": x, "nearest": y})
                 x, y = torch.as_tensor(moved["linear"]), torch.as_tensor(moved["nearest"])
+            swapped = False
             if self.level != "none":
                 axes = [axis for axis in self.mirror_axes if axis < dims and rng.random() < 0.5]
                 if axes:
                     x, y = x.flip([a + 1 for a in axes]), y.flip([a + 1 for a in axes])
                     if 0 in axes:
+                        swapped = True
                         x, y = self._swap(x, y, channels, 0 if target is None else target.shape[0])
             changed = x[:channels]
             if self.level != "none":
@@ -155,13 +159,13 @@ class Augment:
         exact = y[0].round().long() + OUTSIDE
         out_label = exact.clamp_min(IGNORE)
         if target is None:  # a live teacher speaks about every voxel of the volume, labelled or not
-            return Patch(changed.float(), out_label, None, (exact != OUTSIDE).unsqueeze(0).float())
+            return Patch(changed.float(), out_label, None, (exact != OUTSIDE).unsqueeze(0).float(), swapped)
         probabilities = x[channels : channels + target.shape[0]]
         mass = probabilities.sum(0, keepdim=True)
         inside = (mass > 0.5).float()
         if trust is not None:  # a mean over the part of the volume that a resampled voxel shows, as the target is
             inside = inside * (x[channels + target.shape[0] :] / mass.clamp_min(1e-6)).clamp(0, 1)
-        return Patch(changed.float(), out_label, probabilities / mass.clamp_min(1e-6), inside)
+        return Patch(changed.float(), out_label, probabilities / mass.clamp_min(1e-6), inside, swapped)
 
     def _swap(self, x: Tensor, y: Tensor, channels: int, classes: int) -> tuple[Tensor, Tensor]:
         """Exchange left and right classes in label and target."""

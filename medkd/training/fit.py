@@ -54,6 +54,7 @@ class Trainer:
         learners: ``student`` first, then peers; trained in place.
         method: what is minimised.
         teachers: frozen networks; empty with cached targets.
+        channels: by teacher, the student's class of each of its channels, where their classes differ; else None.
         settings: length, optimiser, precision.
         image_shape: ``(C, *S)`` of a training patch, for the dry run that finds the taps.
         folder: receives ``last.ckpt`` and ``log.jsonl``; a ``last.ckpt`` there is resumed.
@@ -65,6 +66,7 @@ class Trainer:
         method: Sum,
         *,
         teachers: Sequence[nn.Module] = (),
+        channels: Sequence[Sequence[int]] | None = None,
         settings: Settings,
         image_shape: Sequence[int],
         folder: Path,
@@ -80,7 +82,9 @@ class Trainer:
             for name in names:
                 network.path(name)  # a tap that is not there is told before a method builds on it
         anatomy = tapped["student"].anatomy
-        method.setup(anatomy, frozen[0].anatomy if frozen else Anatomy(NoTaps(STORED), anatomy.classes, anatomy.dims))
+        theirs = frozen[0].anatomy if frozen else Anatomy(NoTaps(STORED), anatomy.classes, anatomy.dims)
+        # whatever classes a teacher has of its own, it is asked about the student's
+        method.setup(anatomy, theirs if channels is None else replace(theirs, classes=anatomy.classes))
         extra = method.players()
         if taken := sorted(extra.keys() & learners.keys()):
             raise UserError(f"a method claims the player {taken[0]!r}, a network of the stage; rename the player")
@@ -103,7 +107,7 @@ class Trainer:
             teacher.run = self.fabric.setup_module(teacher.network)
         self.student = learners["student"]
         self.learners = dict(learners)
-        self.table = Table(tapped, frozen, method.taps(), method.teacher_taps())
+        self.table = Table(tapped, frozen, method.taps(), method.teacher_taps(), channels)
         self.average: AveragedModel | None = None
         if settings.ema:
             mean = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]

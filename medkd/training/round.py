@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from medkd.errors import UserError
 from medkd.networks.taps import Tapped
 from medkd.teachers.ensemble import fuse, to_logits
+from medkd.teachers.fusion import fuse_partial
 from medkd.types import Batch, View
 
 
@@ -22,6 +23,9 @@ class Table:
         teachers: frozen networks in evaluation mode; empty with cached targets, or without a teacher.
         taps: feature points to read from the learners.
         teacher_taps: feature points to read from the teachers.
+        channels: by teacher, the student's class of each of its channels from 1 on (0 for a class that the student
+            lacks), where one of them has other classes than the student; else None. What they know together is the
+            batch's ``target_known``.
     """
 
     def __init__(
@@ -30,14 +34,20 @@ class Table:
         teachers: Sequence[Tapped] = (),
         taps: Sequence[str] = (),
         teacher_taps: Sequence[str] = (),
+        channels: Sequence[Sequence[int]] | None = None,
     ) -> None:
+        self._channels = None if channels is None else dict(zip(self._names(teachers), channels, strict=True))
         self._learners = dict(learners)
-        self._teachers = {f"teacher{i}": t for i, t in enumerate(teachers)}
+        self._teachers = dict(zip(self._names(teachers), teachers, strict=True))
         self._taps, self._teacher_taps = tuple(taps), tuple(teacher_taps)
         self._seen: dict[str, View] = {}
         self.batch: Batch
         self.progress = 0.0
         self.did_step = False
+
+    @staticmethod
+    def _names(teachers: Sequence[Tapped]) -> list[str]:
+        return [f"teacher{i}" for i in range(len(teachers))]
 
     def deal(self, batch: Batch, progress: float) -> None:
         """Begin a round: a new batch, no views."""
@@ -94,8 +104,26 @@ class Table:
         with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             views = [self._teachers[one](x, self._teacher_taps) for one in asked]
         trust = self.batch.trust if image is None else None
-        logits = fuse([v.logits for v in views], regions=self.batch.regions)
+        if self._channels is None:
+            logits = fuse([v.logits for v in views], regions=self.batch.regions)
+        else:
+            logits, trust = self._fuse_partial(asked, [v.logits for v in views], trust)
         return View(logits, views[0].taps if len(views) == 1 else NoTaps(TOGETHER), trust)
+
+    def _fuse_partial(
+        self, asked: Sequence[str], logits: Sequence[Tensor], trust: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return over the student's classes what teachers say that may know others, and the trust in it."""
+        assert self._channels is not None
+        if self.batch.regions:
+            raise UserError("teachers of other classes than the student's cannot be fused where classes overlap")
+        if len(asked) < len(self._teachers) and len({tuple(c) for c in self._channels.values()}) > 1:
+            raise UserError("a method asks the teachers one by one, which needs teachers that know the same classes")
+        classes = next(iter(self._learners.values())).anatomy.classes
+        fused = fuse_partial([z.float().softmax(1) for z in logits], [self._channels[name] for name in asked], classes)
+        if fused.trust is not None:
+            trust = fused.trust if trust is None else trust * fused.trust
+        return to_logits(fused.probabilities), trust
 
 
 TOGETHER = "several have no features together; give it one"

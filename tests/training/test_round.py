@@ -144,3 +144,46 @@ def test_who_is_not_there_is_told() -> None:
         made.view("teacher")
     with pytest.raises(UserError, match="no network 'peer1' at the table; there are student"):
         made.view("peer1")
+
+
+class Fixed(nn.Module):
+    """Says the same everywhere."""
+
+    def __init__(self, *p: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(p).log().view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1, *x.shape[2:])
+
+
+def live(*teachers: tuple[float, ...], channels: list[list[int]]) -> Table:
+    frozen = [Tapped(Fixed(*p).requires_grad_(False), IMAGE[:1]) for p in teachers]
+    return Table({"student": tapped(0)}, frozen, channels=channels)
+
+
+def test_live_teachers_of_other_classes_are_fused_over_the_students() -> None:
+    made = live((0.4, 0.6), (0.9, 0.1), channels=[[2], [1]])
+    deal(made)
+    view = made.view("teacher")
+    assert torch.allclose(view.logits.exp()[0, :, 0, 0], torch.tensor([0.3, 0.1, 0.6]), atol=1e-6)
+    assert view.trust is None
+
+
+def test_live_teachers_in_conflict_are_trusted_less_beside_the_batchs_own_trust() -> None:
+    made = live((0.2, 0.8), (0.4, 0.6), channels=[[2], [1]])
+    deal(made, trust=torch.full((2, 1, 6, 6), 0.5))
+    view = made.view("teacher")
+    assert view.trust is not None
+    assert float(view.trust[0, 0, 0, 0]) == pytest.approx(0.5 * 0.6, abs=1e-5)
+    assert torch.allclose(view.logits.exp()[0, :, 0, 0], torch.tensor([0.0, 0.2, 0.8]), atol=1e-5)
+
+
+def test_one_teacher_at_a_time_must_know_what_the_others_know() -> None:
+    made = live((0.2, 0.8), (0.4, 0.6), channels=[[2], [1]])
+    deal(made)
+    with pytest.raises(UserError, match="one by one"):
+        made.view("teacher1")
+    alike = live((0.2, 0.8), (0.4, 0.6), channels=[[1], [1]])
+    deal(alike)
+    assert torch.allclose(alike.view("teacher1").logits.exp()[0, :, 0, 0], torch.tensor([0.4, 0.6, 0.0]), atol=1e-5)
