@@ -70,7 +70,7 @@ def audit(batches: Iterable[Batch], teacher: Callable[[Tensor], Tensor], *, whol
         UserError: the batches have no targets, or none that is trusted.
     """
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {region: [] for region in REGIONS}
-    worst = {region: (-1.0, "") for region in REGIONS}
+    worst = dict.fromkeys(REGIONS, (-1.0, ""))
     for batch in batches:
         if batch.target is None:
             raise UserError("an audit compares stored targets, and this stage has none; its teacher runs live")

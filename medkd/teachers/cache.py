@@ -18,6 +18,7 @@ from medkd.data.store import DamagedFileError, Volumes, class_positions, read_po
 from medkd.errors import UserError
 from medkd.teachers.encodings import Encoding, encode
 from medkd.teachers.index import FORMAT, INDEX, read_index, write_json
+from medkd.teachers.index import content_digest as content_digest
 from medkd.teachers.views import Decoded, Trust
 
 Array = NDArray[Any]
@@ -47,7 +48,7 @@ class TargetStore:
         folder: where the targets are.
         ram_mb: stored targets that may stay in memory, in MB; they stay encoded there.
         encoding: how new cases are stored; None for what the folder says, or ``full16`` in a new one.
-        content: digest of all that decides the answers, of :func:`medkd.teachers.index.content_digest`; None to take
+        content: :func:`content_digest` of all that decides the answers; None to take
             the folder's.
 
     Raises:
