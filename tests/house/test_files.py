@@ -128,7 +128,7 @@ def test_no_file_holds_a_path_of_one_machine() -> None:
 def test_every_test_stands_where_its_subject_does() -> None:
     """tests/ mirrors medkd/: a file tests/<floor>/test_<x>.py has a subject or a folder of its own kind."""
     floors = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists()}
-    own_kind = {"house", "contract", "parity", "golden", "whole", "cli"}
+    own_kind = {"house", "contract", "parity", "golden", "whole", "cli", "notebooks"}
     folders = {file.relative_to(ROOT / "tests").parts[0] for file in (ROOT / "tests").rglob("test_*.py")}
     strays = {f for f in folders - floors - own_kind if not f.endswith(".py") or not _top(f)}
     assert strays == set()
