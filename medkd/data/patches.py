@@ -30,6 +30,10 @@ class Targets(Protocol):
         """Return ``(1, *S)`` in [0, 1], sliceable, or None for one everywhere."""
         ...
 
+    def known(self, case: str) -> Sequence[bool] | None:
+        """Return which classes the teachers tell from background, ``(K,)``, or None for all."""
+        ...
+
     def positions(self, case: str) -> dict[int, Array]:
         """Return voxel positions by class that the teacher sees."""
         ...
@@ -64,6 +68,10 @@ class LabelTargets:
         """Return None: a label is trusted everywhere."""
         return None
 
+    def known(self, case: str) -> Sequence[bool] | None:
+        """Return None: a label tells every class."""
+        return None
+
     def positions(self, case: str) -> dict[int, Array]:
         """Return voxel positions by class of the label."""
         return self.store.positions(case)
@@ -83,6 +91,10 @@ class HardTargets:
     def trust(self, case: str) -> Any:
         """Return the trust in the probabilities that the decision is made of."""
         return self.targets.trust(case)
+
+    def known(self, case: str) -> Sequence[bool] | None:
+        """Return which classes the decision tells from background."""
+        return self.targets.known(case)
 
     def positions(self, case: str) -> dict[int, Array]:
         """Return voxel positions by class of the decision."""
@@ -106,6 +118,7 @@ class Sampling:
         live_teacher: a network at the table (a teacher, a peer, the student's own average) speaks about unlabelled
             cases, so they need no stored targets.
         seed: of all draws.
+        live_known: ``(K,)``, the classes that live teachers tell from background; None for all.
     """
 
     labelled: tuple[str, ...]
@@ -118,6 +131,7 @@ class Sampling:
     pseudo: bool = False
     live_teacher: bool = False
     seed: int = 0
+    live_known: tuple[bool, ...] | None = None
 
 
 class Patches(Dataset[Batch]):
@@ -152,7 +166,22 @@ class Patches(Dataset[Batch]):
             spacing_mm=self.sampling.spacing_mm,
             target=torch.stack(targets) if targets else None,
             trust=torch.stack([p.trust for p in patches]),
+            target_known=self._known(drawn),
         )
+
+    def _known(self, drawn: Sequence[tuple[str, Patch]]) -> torch.Tensor | None:
+        """Return which classes the teachers of each sample tell from background, ``(B, K)``, or None for all."""
+        live, stored = self.sampling.live_known, self.targets
+        known = [live if stored is None else stored.known(case) for case, _ in drawn]
+        classes = next((len(one) for one in known if one is not None), None)
+        if classes is None:
+            return None
+        rows = torch.tensor([[True] * classes if one is None else list(one) for one in known])
+        for row, (_, patch) in zip(rows, drawn, strict=True):
+            if patch.swapped:  # what was called left is called right now, and so is what is known of it
+                for a, b in self.augment.mirror_swap:
+                    row[[a, b]] = row[[b, a]]
+        return rows
 
     def _labelled_of_batch(self, rng: np.random.Generator) -> int:
         """How many patches have labels: every batch the same share, so that few steps go without a task loss."""
@@ -187,7 +216,7 @@ class Patches(Dataset[Batch]):
         """Read what the teacher says there and how far it is trusted."""
         if self.targets is None:
             return None, None
-        trust = self.targets.trust(case) if hasattr(self.targets, "trust") else None
+        trust = self.targets.trust(case)
         return (
             read_patch(self.targets.read(case), start, size, 0),
             None if trust is None else read_patch(trust, start, size, 0),

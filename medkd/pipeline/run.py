@@ -114,9 +114,11 @@ def run(
 
 def _data_key(config: RunConfig, root: Path | None, folder: Path) -> str:
     from medkd.data.dataset import load_dataset
+    from medkd.pipeline import steps
 
     dataset = load_dataset(config.data.source, root)
     check_splits(config, dataset)
+    steps.check_outside(config, dataset)
     return data_key(dataset, folder / "data_files.json")
 
 

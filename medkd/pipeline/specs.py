@@ -11,7 +11,7 @@ from medkd.pipeline.shorthand import as_tuple, control_arms, items, mode_alone, 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Auto = Literal["auto"]
-ControlArm = Literal["steps", "same_loss", "pseudo"]
+ControlArm = Literal["steps", "compute", "same_loss", "pseudo"]
 ExportFormat = Literal["onnx", "bundle"]
 TrackerName = Literal["tensorboard", "mlflow"]
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -118,7 +118,7 @@ class TargetsConfig(Strict):
     """How the answers of a stage's teachers are made and stored; only stored answers read these keys."""
 
     mode: Literal["auto", "ensemble", "out_of_fold"] = "auto"
-    encoding: Literal["auto", "full16", "uint8", "topk"] = "full16"
+    encoding: Literal["auto", "full16", "uint8", "topk"] = "auto"
     k: int | None = Field(default=None, ge=1)
     mirror: bool = False
     calibrate: bool = False
@@ -166,6 +166,8 @@ class EvaluateConfig(Strict):
     lesions: Annotated[tuple[str, ...] | None, as_tuple] = None
     compare: Annotated[tuple[str, ...] | None, as_tuple] = None
     baseline: str | None = None
+    margin: float | None = Field(default=None, gt=0, lt=1)
+    fidelity: bool = True
 
 
 class ReportConfig(Strict):

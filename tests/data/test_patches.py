@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,12 @@ class Soft:
     def read(self, case: str) -> Array:
         hot = self.truths[case][None] == np.arange(3).reshape(3, 1, 1, 1)
         return np.where(hot, 0.7, 0.15).astype(np.float16)
+
+    def trust(self, case: str) -> Array | None:
+        return None
+
+    def known(self, case: str) -> Sequence[bool] | None:
+        return None
 
     def positions(self, case: str) -> dict[int, Array]:
         return {k: np.argwhere(self.truths[case] == k) for k in (1, 2)}
@@ -280,3 +286,58 @@ def test_an_unknown_voxel_is_no_target(tmp_path: Path) -> None:
     assert batch.trust is not None
     assert bool((batch.trust[:, :, :8] == 0).all())
     assert bool((batch.trust[:, :, 8:] == 1).all())
+
+
+class Doubtful(Soft):
+    """A teacher that is trusted by half in the left of a case, and knows only one class of case b."""
+
+    def trust(self, case: str) -> Array | None:
+        trust = np.ones((1, *self.truths[case].shape), np.float32)
+        trust[:, : trust.shape[1] // 2] = 0.5
+        return None if case == "a" else trust
+
+    def known(self, case: str) -> Sequence[bool] | None:
+        return None if case == "a" else (True, True, False)
+
+
+def test_trust_and_known_classes_come_with_their_case(store: Store, truths: dict[str, Array]) -> None:
+    batches = [Patches(store, BASE, still(), Doubtful(truths))[i] for i in range(10)]
+    plain = [Patches(store, BASE, still(), Soft(truths))[i] for i in range(10)]
+    assert {case for batch in batches for case in batch.case} == {"a", "b"}
+    assert all(batch.target_known is None for batch in plain)
+    for batch, before in zip(batches, plain, strict=True):
+        assert batch.trust is not None
+        assert before.trust is not None
+        for j, case in enumerate(batch.case):
+            if case == "a":
+                assert torch.equal(batch.trust[j], before.trust[j])
+            else:
+                inside = batch.trust[j][before.trust[j] > 0]
+                halves = {round(value, 2) for value in inside.tolist()}  # the mass of float16 is not quite 1
+                assert halves == {0.5, 1.0}
+            if batch.target_known is not None:
+                assert batch.target_known[j].tolist() == [True, True, case == "a"]
+        assert (batch.target_known is None) == (set(batch.case) == {"a"})
+
+
+def test_what_is_known_changes_sides_with_the_patch(store: Store, truths: dict[str, Array]) -> None:
+    """Class 1 alone is known; in a patch whose left and right were exchanged, what was 1 is called 2."""
+    sampling = replace(BASE, labelled=("b",), batch=1)
+    augment = Augment("light", PATCH, mirror_axes=(0,), mirror_swap=((1, 2),))
+    seen = set()
+    for i in range(12):
+        batch = Patches(store, sampling, augment, Doubtful(truths))[i]
+        assert batch.target is not None
+        assert batch.target_known is not None
+        plain = torch.from_numpy(Doubtful(truths).read("b")).argmax(0)
+        swapped = not torch.equal(batch.target[0].argmax(0), plain)
+        assert batch.target_known[0].tolist() == ([True, False, True] if swapped else [True, True, False])
+        seen.add(swapped)
+    assert seen == {True, False}
+
+
+def test_live_teachers_know_what_they_know(store: Store) -> None:
+    sampling = replace(BASE, live_teacher=True, live_known=(True, False, True))
+    batch = Patches(store, sampling, still())[0]
+    assert batch.target_known is not None
+    assert batch.target_known.tolist() == [[True, False, True]] * 2

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from medkd.data.dataset import Dataset
 from medkd.pipeline.config import RunConfig
 from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node
@@ -32,4 +33,12 @@ def dry_run(config: RunConfig) -> list[str]:
     return dry.dry_run(config)
 
 
-__all__ = ["dry_run", "execute"]
+def check_outside(config: RunConfig, dataset: Dataset) -> None:
+    """Refuse teachers from outside the run that may not teach in it; see :mod:`medkd.pipeline.steps.panel`."""
+    if any(teacher not in config.stages for stage in config.stages.values() for teacher in stage.teacher):
+        from medkd.pipeline.steps import panel
+
+        panel.check_outside(config, dataset)
+
+
+__all__ = ["check_outside", "dry_run", "execute"]

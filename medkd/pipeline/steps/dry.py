@@ -20,12 +20,13 @@ from medkd.errors import UserError
 from medkd.methods import catalogue
 from medkd.methods.base import Sum, Weight
 from medkd.networks.taps import Tapped
-from medkd.networks.weights import load_network
 from medkd.networks.zoo import build
 from medkd.pipeline.config import RunConfig
-from medkd.pipeline.rules import check_splits
+from medkd.pipeline.rules import check_splits, why_live
 from medkd.pipeline.specs import Stage
-from medkd.pipeline.steps.teachers import admit, cards_of
+from medkd.pipeline.steps import room
+from medkd.pipeline.steps.panel import outside_of
+from medkd.pipeline.steps.teachers import live_networks
 from medkd.training.fit import Trainer
 from medkd.training.settings import Settings
 from medkd.types import IGNORE, Batch
@@ -80,8 +81,8 @@ def _stage(
     config: RunConfig, name: str, stage: Stage, dataset: Dataset, split: Split, plan: Plan, voxels: float
 ) -> Iterator[str]:
     train = config.train_of(name)
-    outside = [Path(teacher) for teacher in stage.teacher if teacher not in config.stages]
-    admit(cards_of(outside), split, dataset, None)
+    members, notes = outside_of(config, name, dataset, {config.data.run_folds[0]: split})
+    yield from (f"leakage {note}" for note in notes)
     size: dict[str, Any] = {
         "in_channels": len(dataset.channels),
         "classes": len(dataset.labels),
@@ -97,7 +98,7 @@ def _stage(
         method = catalogue.combine((m.label, m.name, m.arguments, Weight(*m.span)) for m in stage.methods)
         check_method(method, batch)
         cached = all(catalogue.cacheable(m.name, m.arguments) for m in stage.methods)
-        teachers = [] if cached else list(_teachers(config, stage, size))
+        teachers = [] if cached else [*_teachers(config, stage, size), *live_networks(members, None)]
         stored = bool(stage.teacher) and cached
         seconds = dry_step(learners, method, teachers, dataset, plan, batch, train.accumulate, stored)
         taps = Tapped(student, torch.zeros(1, len(dataset.channels), *plan.patch)).names
@@ -108,10 +109,15 @@ def _stage(
         )
     if stage.teacher and cached:
         cases = (*split.train, *split.unlabelled)
-        size_mb = 2e-6 * len(dataset.labels) * voxels * len(cases)
-        yield f"targets of {len(cases)} cases are stored once, for all seeds: {size_mb:,.1f} MB before compression"
+        shapes, classes = [(round(voxels ** (1 / 3)),) * 3] * len(cases), len(dataset.labels)
+        encoding, size_bytes = room.choose(stage.targets, shapes, classes, room.free_bytes(Path("runs")))
+        kept = f" of {encoding.k} classes" if encoding.name == "topk" else ""
+        yield (
+            f"targets of {len(cases)} cases are stored once, for all seeds: about {room.told(size_bytes)} as "
+            f"{encoding.name}{kept}"
+        )
     elif stage.teacher:
-        yield "its methods read the teacher's features, so the teacher runs live in every step"
+        yield str(why_live(stage))
 
 
 def check_method(method: Sum, batch: int) -> None:
@@ -125,10 +131,8 @@ def check_method(method: Sum, batch: int) -> None:
 def _teachers(config: RunConfig, stage: Stage, size: dict[str, Any]) -> Iterator[torch.nn.Module]:
     for name in stage.teacher:
         if name in config.stages:
-            for spec in config.stages[name].model:
-                yield build(spec.spec, **size)
-        else:
-            yield load_network(Path(name))[0]
+            for member, _ in config.stages[name].networks:
+                yield build(config.stages[name].model[member].spec, **size)
 
 
 def dry_step(

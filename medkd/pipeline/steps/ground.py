@@ -15,6 +15,7 @@ from medkd.data.splits import Split, make_folds
 from medkd.data.store import Store
 from medkd.errors import UserError
 from medkd.pipeline.context import Context
+from medkd.teachers.labels import Ontology
 
 
 def read_dataset(context: Context) -> Dataset:
@@ -65,6 +66,11 @@ class Ground:
         data = self.context.config.data
         return make_folds(self.dataset, folds=data.folds, seed=data.seed, validation=data.validation)[fold or 0]
 
+    @cached_property
+    def ontology(self) -> Ontology:
+        """Which class of others is which of the run's."""
+        return Ontology.of(self.dataset.labels)
+
     @property
     def classes(self) -> int:
         """Number of classes, background included."""
@@ -81,10 +87,25 @@ class Ground:
             UserError: naming the class.
         """
         train = self.split(fold).train
-        found = {value for case in train for value in self.store.index[case]["voxels"]}
-        for name, value in self.dataset.labels.items():
-            if value > 0 and str(value) not in found:
-                raise UserError(
-                    f"class {name!r} is in none of the {len(train)} training cases of fold {fold}, so nothing can "
-                    "learn it; give another data.seed, or more cases that have it"
-                )
+        if lost := self._lacking(train):
+            raise UserError(
+                f"class {lost!r} is in none of the {len(train)} training cases of fold {fold}, so nothing can "
+                "learn it; give another data.seed, or more cases that have it"
+            )
+
+    def check_kept(self, cases: tuple[str, ...], part: int) -> None:
+        """Refuse to leave out an inner part without which a class is in none of the labelled cases kept.
+
+        Raises:
+            UserError: naming the class.
+        """
+        if lost := self._lacking(cases):
+            raise UserError(
+                f"class {lost!r} is in none of the {len(cases)} training cases that are left without part {part}, so "
+                "that network cannot learn it; give more inner_folds, or another data.seed"
+            )
+
+    def _lacking(self, cases: tuple[str, ...]) -> str | None:
+        """Return a class that none of the labelled cases has."""
+        found = {value for case in cases for value in self.store.index[case]["voxels"]}
+        return next((name for name, v in self.dataset.labels.items() if v > 0 and str(v) not in found), None)

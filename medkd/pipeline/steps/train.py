@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from medkd.data.patches import HardTargets, LabelTargets, Patches, Sampling, Targets, stream
-from medkd.data.splits import labelled_subset
+from medkd.data.splits import Split, inner_parts, labelled_subset
 from medkd.data.strides import thick_axis
 from medkd.data.transforms import Augment
 from medkd.errors import UserError
@@ -26,10 +26,22 @@ from medkd.networks.weights import ModelCard, load_network, save_network
 from medkd.networks.zoo import build, complete
 from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node, TrainJob, train_job
+from medkd.pipeline.steps.compute import same_compute
 from medkd.pipeline.steps.ground import Ground
-from medkd.pipeline.steps.teachers import admit, cards_of, live_teachers, stored_cards
+from medkd.pipeline.steps.targets import repair
+from medkd.pipeline.steps.teachers import (
+    NO_LEAK,
+    Member,
+    admit,
+    channels_of,
+    known_to,
+    live_networks,
+    open_members,
+    start_of,
+    stored_members,
+    targets_folder,
+)
 from medkd.pipeline.track import trackers_of
-from medkd.teachers.cache import TargetStore
 from medkd.training.fit import Fit, Trainer
 from medkd.training.settings import Settings
 from medkd.types import Batch
@@ -38,22 +50,21 @@ from medkd.types import Batch
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
     """Write the model folder (best by validation Dice), ``last/``, ``log.jsonl`` and ``result.json``."""
     ground, job = Ground.of(inputs, context), train_job(context.config, node)
+    job = same_compute(job, node, ground, inputs, out)
     split = ground.split(node.fold)
     ground.check_classes(node.fold or 0)
-    labelled, unlabelled = split.train, split.unlabelled
-    if job.labelled is not None:
-        labelled, rest = labelled_subset(split, ground.dataset, job.labelled, job.labelled_draw_seed)
-        unlabelled = (*rest, *unlabelled)
-    unlabelled = unlabelled if job.unlabelled else ()
-    folders = [] if job.cached else live_teachers(job.teacher, inputs)
-    teachers = stored_cards(inputs) if job.cached else cards_of(folders)
-    admit(teachers, split, ground.dataset, ground.plan)
-    start = {} if job.init is None else cards_of(live_teachers((job.init,), inputs)[:1])
-    before = {**teachers, **start}  # whatever these have seen is in the new weights too
+    labelled, unlabelled = training_cases(job, split, ground)
+    if job.cached:
+        teachers = stored_members(targets_folder(inputs))
+    else:
+        trusted = context.config.stages[node.stage].trust_pickle
+        teachers = open_members(job.teacher, inputs, device="cpu", trust_pickle=trusted)
+    before = [*teachers, *([start_of(job.init, inputs)[0]] if job.init else [])]  # what these saw is in the weights too
+    leaks = admit(before, split, ground.dataset, ground.ontology, job.allow_leakage)
     seed_everything(job.train.seed)
     spec, learners = networks(job, inputs, ground)
     method = catalogue.combine((m.label, m.name, m.arguments, Weight(*m.span)) for m in job.methods)
-    live = [load_network(folder)[0] for folder in folders]
+    live = [] if job.cached else live_networks(teachers, ground.plan)
     batch = ground.plan.batch if job.train.batch == "auto" else job.train.batch
     settings = settings_of(job, context)
     trainer = Trainer(
@@ -63,12 +74,14 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         settings=settings,
         image_shape=(len(ground.dataset.channels), *ground.plan.patch),
         folder=out,
+        channels=channels_of(teachers, ground.ontology) if live else None,
     )
+    drawn = sampling(job, ground, labelled, unlabelled, batch)
     patches = Patches(
         ground.store,
-        sampling(job, ground, labelled, unlabelled, batch),
+        replace(drawn, live_known=known_to(teachers, ground.ontology) if live else None),
         augment(job, ground),
-        targets(job, inputs, ground),
+        targets(job, inputs, ground, (*labelled, *unlabelled)),
     )
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
@@ -87,13 +100,32 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         labels=dict(ground.dataset.labels),
         plan=ground.plan.to_json(),
         channels=ground.dataset.channels,
-        trained_on=tuple(sorted({*labelled, *unlabelled}.union(*(t.trained_on for t in before.values())))),
+        trained_on=tuple(sorted({*labelled, *unlabelled}.union(*(one.card.trained_on or () for one in before)))),
         patients=tuple(
-            sorted({*ground.patients((*labelled, *unlabelled))}.union(*(t.patients for t in before.values())))
+            sorted({*ground.patients((*labelled, *unlabelled))}.union(*(one.card.patients for one in before)))
         ),
-        provenance=provenance(node, ground, labelled, unlabelled, teachers, before),
+        provenance=provenance(node, ground, labelled, unlabelled, teachers, before, leaks),
     )
     keep(trainer, fit, card, out)
+
+
+def training_cases(job: TrainJob, split: Split, ground: Ground) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the labelled and the unlabelled cases that a training reads.
+
+    Raises:
+        UserError: too few patients for the parts, or a class that the cases kept by a part lack.
+    """
+    labelled, unlabelled = split.train, split.unlabelled
+    if job.labelled is not None:
+        labelled, rest = labelled_subset(split, ground.dataset, job.labelled, job.labelled_draw_seed)
+        unlabelled = (*rest, *unlabelled)
+    if job.part is not None:
+        part, parts = job.part
+        seed = ground.context.config.data.seed
+        out = set(inner_parts(labelled, unlabelled, ground.dataset, parts=parts, seed=seed)[part])
+        labelled, unlabelled = (tuple(case for case in kind if case not in out) for kind in (labelled, unlabelled))
+        ground.check_kept(labelled, part)
+    return labelled, unlabelled if job.unlabelled else ()
 
 
 def _dice(event: Mapping[str, Any]) -> dict[str, float]:
@@ -129,7 +161,7 @@ def networks(job: TrainJob, inputs: Mapping[str, Path], ground: Ground) -> tuple
     spec = complete(wanted, **size, strides=plan.strides[1:], kernels=plan.kernels)
     learners = {name: build(spec, **size) for name in ("student", *(f"peer{i + 1}" for i in range(job.peers)))}
     if job.init is not None:
-        start, _ = load_network(live_teachers((job.init,), inputs)[0])
+        start, _ = load_network(start_of(job.init, inputs)[1])
         try:
             learners["student"].load_state_dict(start.state_dict())
         except RuntimeError as error:
@@ -189,13 +221,16 @@ def augment(job: TrainJob, ground: Ground) -> Augment:
     )
 
 
-def targets(job: TrainJob, inputs: Mapping[str, Path], ground: Ground) -> Targets | None:
-    """Return the stored answers of the teachers, or what stands in their place in a control arm."""
+def targets(job: TrainJob, inputs: Mapping[str, Path], ground: Ground, cases: tuple[str, ...]) -> Targets | None:
+    """Return the stored answers of the teachers, or what stands in their place in a control arm.
+
+    Stored answers about ``cases`` that were damaged since are made again.
+    """
     if job.labels_as_teacher:
         return LabelTargets(ground.store, ground.classes)
     if not job.cached:
         return None
-    store = TargetStore(next(folder for name, folder in inputs.items() if name.startswith("targets.")) / "targets")
+    store = repair(inputs, cases, ground)
     return HardTargets(store) if job.hard_teacher else store
 
 
@@ -204,22 +239,23 @@ def provenance(
     ground: Ground,
     labelled: tuple[str, ...],
     unlabelled: tuple[str, ...],
-    teachers: Iterable[str],
-    before: Mapping[str, ModelCard],
+    teachers: Iterable[Member],
+    before: Iterable[Member],
+    leaks: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return where the weights come from: data, licences, teachers, versions."""
+    """Return where the weights come from: data, licences, teachers, what was let leak, versions."""
     licences = {ground.dataset.name: ground.dataset.licence or "not stated"}
-    for card in before.values():
-        licences |= card.provenance.get("licences", {})
+    for member in before:
+        licences |= member.licences
     return {
         "node": node.name,
         "dataset": ground.dataset.name,
         "data_hash": ground.facts["data_hash"],
         "labelled": list(labelled),
         "unlabelled": list(unlabelled),
-        "teachers": list(teachers),
+        "teachers": [member.name for member in teachers],
         "licences": licences,
-        "leakage": "none",
+        "leakage": "; ".join(leaks) or NO_LEAK,
         "versions": {name: version(name) for name in ("torch", "monai")},
     }
 
