@@ -102,13 +102,13 @@ def read_results(folder: Path, folds: Sequence[int | str] | None = None) -> Resu
     )
 
 
-def nnunet_labels(dataset: Mapping[str, Any], path: Path) -> dict[str, int]:
+def nnunet_labels(dataset: Any, path: Path) -> dict[str, int]:
     """Return class name -> channel of an nnU-Net ``dataset.json``; its label ``ignore`` is no class.
 
     Raises:
         UserError: labels are missing, not consecutive, or regions that overlap.
     """
-    labels = dataset.get("labels")
+    labels = dataset.get("labels") if isinstance(dataset, Mapping) else None
     if isinstance(labels, Mapping):
         labels = {name: value for name, value in labels.items() if name != "ignore"}
         single = {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in labels.items()}
@@ -116,9 +116,9 @@ def nnunet_labels(dataset: Mapping[str, Any], path: Path) -> dict[str, int]:
     return labels_of(labels, path)
 
 
-def turns_volumes(plans: Mapping[str, Any]) -> bool:
+def turns_volumes(plans: Any) -> bool:
     """Tell whether nnU-Net's reader turns volumes to RAS+ before anything else."""
-    return "Reorient" in str(plans.get("image_reader_writer", ""))
+    return isinstance(plans, Mapping) and "Reorient" in str(plans.get("image_reader_writer", ""))
 
 
 def _training(folder: Path) -> Path:

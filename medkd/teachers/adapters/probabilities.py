@@ -14,6 +14,7 @@ from torch import nn
 
 from medkd.data.dataset import Case
 from medkd.data.formats import READABLE, read_stored, stem, suffix
+from medkd.data.layouts import read_json
 from medkd.data.plan import Plan
 from medkd.data.volume import Geometry, read_volume
 from medkd.errors import UserError, nearest
@@ -101,16 +102,16 @@ def open_answers(folder: Path, *, trust_pickle: bool = False) -> Teacher:
         described = next((folder.parent / name for name in NAMES[-1:] if (folder.parent / name).is_file()), None)
     if described is None:
         raise UserError(f"{folder} does not say which classes its answers hold; write teacher.yaml there with labels")
-    body = read_description(described)
     if described.name == "dataset.json":
-        body = {key: value for key, value in body.items() if key in ("labels", "licence", "name")}
-    check_keys(body, ("labels",), _FREE, described)
-    labels = (
-        nnunet_labels(body, described) if described.name == "dataset.json" else labels_of(body["labels"], described)
-    )
+        dataset = read_json(described)
+        body = {"licence": dataset.get("licence")} if isinstance(dataset, dict) else {}
+        labels = nnunet_labels(dataset, described)
+    else:
+        body = read_description(described)
+        check_keys(body, ("labels",), _FREE, described)
+        labels = labels_of(body["labels"], described)
     told = credentials(body, described)
-    name = (told.pop("name") if described.name != "dataset.json" else "") or folder.name
-    told.pop("name", None)
+    name = told.pop("name") or folder.name
     identity = digest(labels, [(case, _fingerprint(file)) for case, file in sorted(files.items())])
     card = TeacherCard(name=name, kind="probabilities", labels=labels, in_channels=None, identity=identity, **told)
     return AnswersTeacher(card, files, turned=_turned(folder), trust_pickle=trust_pickle)
@@ -119,13 +120,13 @@ def open_answers(folder: Path, *, trust_pickle: bool = False) -> Teacher:
 def _turned(folder: Path) -> bool:
     """Tell whether nnU-Net's plans, in the folder or above it, name a reader that turns volumes to RAS+ first."""
     plans = next((p for place in (folder, folder.parent) if (p := place / "plans.json").is_file()), None)
-    return plans is not None and turns_volumes(read_description(plans))
+    return plans is not None and turns_volumes(read_json(plans))
 
 
 def _read_npz(path: Path) -> NDArray[Any]:
     """Return ``(K, x, y, z)`` of nnU-Net's ``(K, z, y, x)``."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             key = next((name for name in ("probabilities", "softmax") if name in archive.files), None)
             if key is None:
                 raise UserError(f"{path} has no array named probabilities, only {', '.join(archive.files) or 'none'}")
