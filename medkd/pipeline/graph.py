@@ -11,7 +11,7 @@ from typing import Any
 
 from medkd.errors import UserError
 from medkd.pipeline.config import RunConfig
-from medkd.pipeline.nodes import FORMAT, Node, targets_json, targets_node, train_job
+from medkd.pipeline.nodes import FORMAT, Node, answers_node, targets_json, targets_node, train_job
 from medkd.pipeline.rules import ARMS
 from medkd.pipeline.specs import EvaluateConfig
 
@@ -46,7 +46,9 @@ class Graph:
 
     def of_stage(self, stage: str) -> tuple[Node, ...]:
         """Return the nodes of one stage and everything they depend on, in order."""
-        return self.needed_for([node for node in self.nodes if node.stage == stage and node.kind != "targets"])
+        return self.needed_for(
+            [node for node in self.nodes if node.stage == stage and node.kind not in ("targets", "answers")]
+        )
 
 
 def build_graph(config: RunConfig, data_key: str) -> Graph:
@@ -120,7 +122,8 @@ class _Builder:
             needs += (same or list(start))[:1]
         if job.teacher:
             needs += [self.targets(node.stage, node.fold)] if job.cached else self.teachers(job.teacher, node.fold)
-        live = [] if job.cached else _outside(self.config, job.teacher)
+        counted = job.teacher if job.taught is None else job.taught.outside
+        live = [] if job.cached else _outside(self.config, counted)
         part = {**job.to_json(), "member": node.member, "fold": node.fold, "outside": live}
         self.add(node, tuple(needs), part)
 
@@ -129,6 +132,18 @@ class _Builder:
         part = {"fold": fold, "outside": _outside(self.config, teacher), **targets_json(self.config, stage)}
         needs = (Node("prepare"), *self.teachers(teacher, fold))
         return self.add(targets_node(self.config, stage, fold), needs, part)
+
+    def answers(self, stage: str, fold: int | None) -> Node:
+        teacher = self.config.stages[stage].teacher
+        part: dict[str, Any] = {"fold": fold, "outside": _outside(self.config, teacher)}
+        if self.config.stages[stage].targets.mirror:
+            part["mirror"] = True
+        if allowed := self.config.allowed(teacher):
+            part["allow_leakage"] = list(allowed)
+        if any(name not in self.config.stages for name in teacher) or len(teacher) > 1:
+            part |= _measured(self.config.evaluate)  # of teachers that no node evaluates as they teach
+        needs = (Node("prepare"), *self.teachers(teacher, fold))
+        return self.add(answers_node(self.config, stage, fold), needs, part)
 
     def teachers(self, teacher: tuple[str, ...], fold: int | None) -> list[Node]:
         """The trainings behind a list of teachers: a stage's first seed only, so that all students share it."""
@@ -149,6 +164,8 @@ class _Builder:
             for seed in seeds:
                 for arm in ("main", *(ARMS[entry] for entry in stage.control)):
                     needs = (Node("prepare"), *self.members(name, fold, seed, arm))
+                    if stage.teacher and self.config.evaluate.fidelity:
+                        needs = (*needs, self.answers(name, fold))
                     part = {**_measured(self.config.evaluate), "fold": fold, "arm": arm}
                     self.add(Node("evaluate", name, None, fold, seed, arm), needs, part)
         # Control arms have the same network: its cost is measured once.
@@ -169,6 +186,8 @@ class _Builder:
         }
         if config.evaluate.baseline is not None:
             part["baseline"] = config.evaluate.baseline
+        if config.evaluate.margin is not None:
+            part["margin"] = config.evaluate.margin
         self.add(Node("report"), tuple(self.nodes), part)
 
 

@@ -18,7 +18,7 @@ from medkd.pipeline.workers import Workers
 
 ALONE = frozenset({"cost"})
 """Kinds that run while nothing else does: a latency measured beside a training is not one."""
-_PASSING = frozenset({"prepare", "targets"})
+_PASSING = frozenset({"prepare", "targets", "answers"})
 """Kinds that nobody looks at: made again only when another node needs them, so their folders may be deleted."""
 
 

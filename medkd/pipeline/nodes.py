@@ -10,12 +10,15 @@ from medkd.pipeline.config import RunConfig, teacher_label
 from medkd.pipeline.rules import arm_name
 from medkd.pipeline.specs import MethodSpec, ModelSpec, TargetsConfig, TrainConfig
 
-KINDS = ("prepare", "train", "targets", "evaluate", "cost", "export", "report")
+KINDS = ("prepare", "train", "targets", "answers", "evaluate", "cost", "export", "report")
 FORMAT: Mapping[str, int] = {**dict.fromkeys(KINDS, 1), "evaluate": 2}
 """Raise a kind's number when its artifacts or their meaning change: old ones are then made again.
 
 ``evaluate`` 2: surfaces are made of surfels weighted by area; until then, of boundary voxels.
 """
+
+_LATER = ("part", "allow_leakage", "taught")
+"""What came after the first finished runs, and is in a key only where it is used."""
 
 _UNREAD = {"workers", "threads", "tensorboard"}
 """Training settings that leave the trained weights as they are."""
@@ -27,11 +30,13 @@ class Node:
 
     Args:
         kind: one of :data:`KINDS`.
-        stage: stage name; for ``targets`` the label of the teachers (:meth:`RunConfig.teachers_labelled`).
+        stage: stage name; for ``targets`` and ``answers`` the label of the teachers
+            (:func:`medkd.pipeline.config.teacher_label`).
         member: position in the stage's list of models, for ``train``.
         fold: the fold whose test cases the node may not learn from.
         seed: training seed.
-        arm: ``main``, ``control``, ``same_loss`` or ``pseudo``; for ``targets`` how they are made, where not as usual.
+        arm: ``main``, ``control``, ``compute``, ``same_loss`` or ``pseudo``; for ``targets`` and ``answers`` how they
+            are made, where not as usual.
         part: the part of the fold's training cases that a ``train`` node leaves out, or None for none.
     """
 
@@ -57,6 +62,31 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What a distilled training reads its teacher for, from which its extra cost is counted.
+
+    Args:
+        networks: of each teacher that is a stage: the specs of its networks.
+        inner_folds: of each of these stages its inner folds, 1 for none.
+        outside: teachers from outside the run.
+        cached: their answers are stored once; else they run in every step.
+        out_of_fold: a labelled case is answered by the networks that did not see it.
+        mirror: answers are means over flips.
+    """
+
+    networks: tuple[tuple[Mapping[str, Any], ...], ...]
+    inner_folds: tuple[int, ...]
+    outside: tuple[str, ...]
+    cached: bool
+    out_of_fold: bool
+    mirror: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, without the places of teachers from outside, whose contents are told elsewhere."""
+        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "outside": len(self.outside)}
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """All that a ``train`` node reads of the configuration.
 
@@ -75,6 +105,7 @@ class TrainJob:
         train: the stage's settings, with the node's seed.
         part: the part of the training cases that is left out, and how many there are; None where all are used.
         allow_leakage: teachers, and the stage of ``init``, that may have seen held-out patients.
+        taught: what the distilled arm learns from, for the arm ``compute`` that may train as long; else None.
     """
 
     model: ModelSpec
@@ -91,12 +122,15 @@ class TrainJob:
     train: TrainConfig
     part: tuple[int, int] | None = None
     allow_leakage: tuple[str, ...] = ()
+    taught: Taught | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides the trained weights, as plain data."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         # What came later than the first finished runs is told only where it is used: their keys stay.
-        plain = {name: value for name, value in plain.items() if value or name not in ("part", "allow_leakage")}
+        plain = {name: value for name, value in plain.items() if value or name not in _LATER}
+        if self.taught is not None:
+            plain["taught"] = self.taught.to_json()
         plain["model"] = self.model.spec
         plain["methods"] = [_method_json(method) for method in self.methods]
         # Which teachers and which start is told by the dependencies' keys: a stage may be renamed freely.
@@ -132,6 +166,27 @@ def targets_node(config: RunConfig, stage: str, fold: int | None) -> Node:
     return Node("targets", teacher_label(config.stages[stage].teacher), fold=fold, arm="-".join(words))
 
 
+def answers_node(config: RunConfig, stage: str, fold: int | None) -> Node:
+    """Return the node that keeps what a stage's teachers say about the fold's test cases."""
+    wanted = config.stages[stage]
+    return Node("answers", teacher_label(wanted.teacher), fold=fold, arm="mirror" if wanted.targets.mirror else "")
+
+
+def _taught(config: RunConfig, name: str) -> Taught:
+    from medkd.methods import catalogue
+
+    stage = config.stages[name]
+    inside = [config.stages[teacher] for teacher in stage.teacher if teacher in config.stages]
+    return Taught(
+        networks=tuple(tuple(model.spec for model in other.model) for other in inside),
+        inner_folds=tuple(other.inner_folds or 1 for other in inside),
+        outside=tuple(teacher for teacher in stage.teacher if teacher not in config.stages),
+        cached=all(catalogue.cacheable(method.name, method.arguments) for method in stage.methods),
+        out_of_fold=config.out_of_fold(name),
+        mirror=stage.targets.mirror,
+    )
+
+
 def train_job(config: RunConfig, node: Node) -> TrainJob:
     """Return what the ``train`` node reads of the configuration."""
     from medkd.methods import catalogue
@@ -158,4 +213,5 @@ def train_job(config: RunConfig, node: Node) -> TrainJob:
         train=config.train_of(node.stage).model_copy(update={"seed": node.seed}),
         part=None if node.part is None or stage.inner_folds is None else (node.part, stage.inner_folds),
         allow_leakage=config.allowed((*(stage.teacher if has_teacher else ()), *((stage.init,) if stage.init else ()))),
+        taught=_taught(config, node.stage) if node.arm == "compute" else None,
     )

@@ -11,7 +11,7 @@ from medkd.pipeline.folder import disk_errors, is_done
 from medkd.pipeline.graph import Graph
 from medkd.pipeline.nodes import Node
 
-SHARED = frozenset({"prepare", "train", "targets", "evaluate"})
+SHARED = frozenset({"prepare", "train", "targets", "answers", "evaluate"})
 """Kinds that other runs may lend; a cost is measured anew, a report is always a run's own."""
 
 

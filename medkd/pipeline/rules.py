@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Mistake = tuple[KeyPath, str]
 """Where, and one sentence without the place."""
 
-ARMS = {"steps": "control", "same_loss": "same_loss", "pseudo": "pseudo"}
+ARMS = {"steps": "control", "compute": "compute", "same_loss": "same_loss", "pseudo": "pseudo"}
 """``control`` entry of a stage -> arm of its nodes."""
 
 
@@ -58,6 +58,8 @@ def mistakes(config: RunConfig) -> list[Mistake]:
         if arm not in arms:
             message = f"no arm is called {arm!r}{nearest(arm, arms)}; this run has {', '.join(arms)}"
             found.append((("evaluate", "compare", i), message))
+    if config.evaluate.margin is not None and "dice" not in config.evaluate.metrics:
+        found.append((("evaluate", "margin"), "is a loss of Dice, which is not measured; add dice to the metrics"))
     baseline = config.evaluate.baseline
     if baseline is not None and baseline not in arms:
         message = f"no arm is called {baseline!r}{nearest(baseline, arms)}; this run has {', '.join(arms)}"

@@ -130,11 +130,15 @@ def _check_device(device: str) -> None:
 
 
 def _show_report(finished: Finished) -> None:
-    """Put the page where it is easily found, beside the nodes."""
+    """Put the page and its tables where they are easily found, beside the nodes."""
     for node in finished.ended:
-        if node.kind == "report" and (page := finished.node_folder(node) / REPORT).is_file():
-            shown = finished.folder / REPORT
-            with disk_errors(shown):
-                part = shown.with_name(f"{REPORT}.part")
-                shutil.copyfile(page, part)
-                part.replace(shown)
+        folder = finished.node_folder(node)
+        if node.kind != "report" or not (folder / REPORT).is_file():
+            continue
+        for found in sorted(folder.iterdir()):
+            if found.name in (REPORT, "report.json") or found.suffix in (".csv", ".md"):
+                shown = finished.folder / found.name
+                with disk_errors(shown):
+                    part = shown.with_name(f"{found.name}.part")
+                    shutil.copyfile(found, part)
+                    part.replace(shown)

@@ -17,6 +17,7 @@ ROLE_COLOURS = {
     "teacher": "#2B8CDB",
     "student": "#E25C00",
     "control": "#6E6E6E",
+    "compute": "#A67C00",
     "same_loss": "#009E73",
     "pseudo": "#B0589A",
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ROLES = ("teacher", "student", "control", "same_loss", "pseudo", "other")
+ROLES = ("teacher", "student", "control", "compute", "same_loss", "pseudo", "other")
 """What an arm is for; role -> colour and wording on the page."""
 
 Row = Mapping[str, object]

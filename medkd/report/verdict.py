@@ -36,7 +36,7 @@ def verdict(run: RunSummary, scores: Scores | None = None) -> Verdict:
         outcome = "helped" if any(line.verdict == "helped" for line in run.study.main) else "not shown"
         return Verdict(outcome, run.study.headline, "", run.study.evidence)
     lost = _lost(run, scores)
-    student, control = run.arm("student"), run.arm("control")
+    student, control = run.arm("student"), run.arm("control") or run.arm("compute")
     if student is None or control is None:
         missing = "student" if student is None else "control (the same network trained without a teacher)"
         return Verdict("not measured", f"Whether distillation helped was not measured: no {missing}.", "", lost)
@@ -78,7 +78,18 @@ def _lost(run: RunSummary, scores: Scores) -> str:
     else:
         first = f"The student is {gap:.3f} above {_the(teacher)} in mean Dice ({told})"
         first += f"{_worst_class(scores, student, teacher)}."
-    return f"{first} {_cheaper(student, teacher)}".strip()
+    return " ".join(part for part in (first, _within(run, student, teacher), _cheaper(student, teacher)) if part)
+
+
+def _within(run: RunSummary, student: Arm, teacher: Arm) -> str:
+    """Return whether the loss that the user accepts is excluded; empty where nobody said what is accepted."""
+    found = run.comparison(student.name, teacher.name)
+    if found is None or found.margin is None:
+        return ""
+    points = f"{100 * found.margin:g} Dice point{'' if found.margin == 0.01 else 's'}"
+    p = numbers.p_value(found.noninferiority_p)
+    told = "yes" if found.non_inferior else "not shown"
+    return f"Within {points} of {_the(teacher)}: {told}, p {p if p.startswith('<') else f'= {p}'}."
 
 
 def _worst_class(scores: Scores, student: Arm, teacher: Arm) -> str:
