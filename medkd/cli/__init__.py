@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from medkd import __version__
-from medkd.cli import about, losses, reports, runs, use
+from medkd.cli import about, losses, reports, runs, scores, use
 from medkd.cli.terminal import fail
 from medkd.errors import UserError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for verb in (
-    *(runs.run, runs.check, use.predict, use.evaluate, use.export, reports.report, reports.gate),
+    *(runs.run, runs.check, use.predict, scores.evaluate, use.export, reports.report, reports.gate),
     *(losses.methods, losses.conformance, about.schema),
 ):
     app.command()(verb)

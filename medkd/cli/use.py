@@ -1,4 +1,4 @@
-"""Verbs for what a run has made: ``predict``, ``evaluate``, ``export``."""
+"""Verbs for what a run has made: ``predict``, ``export``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medkd.cli.terminal import AsJson, Device, fail, note, say, say_json, table
+from medkd.cli.terminal import AsJson, Device, fail, note, say, say_json
 from medkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,58 +61,6 @@ def predict(
 
 def _case(case: PredictedCase) -> dict[str, object]:
     return {**asdict(case), "inputs": [str(path) for path in case.inputs], "output": str(case.output)}
-
-
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Predicted label maps.", show_default=False)],
-    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="True ones, of the same names.", show_default=False)],
-    classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON with class names; without, a class is its number.")
-    ] = None,
-    metrics: Annotated[str, typer.Option(help="Names with commas between them.")] = "dice,hd95_mm,nsd_1mm",
-    resample: Annotated[bool, typer.Option("--resample", help="Accept predictions on other grids.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Cases at a time.")] = 1,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every score as CSV.")] = None,
-    as_json: AsJson = False,
-) -> int:
-    """Measure label maps against true ones.
-
-    Two folders, of medkd or of any other tool, matched by file name. What cannot be scored is told, the rest is done,
-    and the exit code is 2.
-    """
-    from medkd.cli.watch import advance, counted
-    from medkd.evaluation.cases import write_rows
-    from medkd.evaluation.folders import evaluate_folders
-    from medkd.evaluation.summary import summarise
-    from medkd.pipeline.folder import disk_errors
-
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    with counted("evaluate") as bar:
-
-        def move(done: int, of: int) -> None:
-            advance(bar, done, of)
-
-        rows, problems = evaluate_folders(
-            predictions, labels, classes, names, jobs=jobs, resample=resample, progress=move
-        )
-    if out is not None:
-        with disk_errors(out):
-            write_rows(out, rows)
-    lines = [line for name in names for line in summarise(rows, name)]
-    if as_json:
-        told = {"rows": [row.to_record() for row in rows], "summary": [line.to_json() for line in lines]}
-        say_json({**told, "problems": [asdict(problem) for problem in problems]})
-    elif rows:
-        body = [(x.label, x.metric, x.n, x.absent, _number(x.mean), _number(x.sd), _number(x.median)) for x in lines]
-        table(("class", "metric", "cases", "absent", "mean", "sd", "median"), body, numbers=(2, 3, 4, 5, 6))
-    for problem in problems:
-        note(f"medkd: {problem.sentence}")
-    unscored = {problem.case for problem in problems if not problem.scored}
-    return fail(f"{len(unscored)} cases could not be scored") if unscored else 0
-
-
-def _number(value: float) -> str:
-    return "-" if value != value else f"{value:.4f}"
 
 
 def export(

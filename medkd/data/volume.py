@@ -127,12 +127,12 @@ def read_volume(paths: Path | Sequence[Path]) -> Volume:
     return Volume(np.ascontiguousarray(joined), first.canonical_affine, first)
 
 
-def read_label(path: Path, *, like: Volume | None = None) -> NDArray[np.int16]:
+def read_label(path: Path, *, like: Volume | Geometry | None = None) -> NDArray[np.int16]:
     """Read a label map.
 
     Args:
         path: the file.
-        like: the image that it labels; the label must lie on the same grid (any axis order or flip of it).
+        like: the image that it labels, or its grid; the label must lie on the same one (any axis order or flip of it).
 
     Returns:
         ``(X, Y, Z)`` int16, canonical.
@@ -140,14 +140,20 @@ def read_label(path: Path, *, like: Volume | None = None) -> NDArray[np.int16]:
     Raises:
         UserError: the file is missing or damaged, has values that are not whole numbers, or lies on another grid.
     """
+    return read_label_grid(path, like=like)[0]
+
+
+def read_label_grid(path: Path, *, like: Volume | Geometry | None = None) -> tuple[NDArray[np.int16], Geometry]:
+    """As :func:`read_label`; also the grid of the file, for a label without an image."""
     stored, geometry = _read(path)
     if stored.shape[0] != 1:
         raise UserError(f"label {path} has {stored.shape[0]} channels, but medkd reads one label value per voxel")
     if like is not None:
-        if difference := _difference(like.geometry, geometry):
+        grid = like if isinstance(like, Geometry) else like.geometry
+        if difference := _difference(grid, geometry):
             raise UserError(f"label {path} does not fit its image: {difference}")
         # The image decides which way is canonical: near 45 degrees, rounding could turn the label another way.
-        geometry = like.geometry if _same(like.geometry, geometry) else geometry
+        geometry = grid if _same(grid, geometry) else geometry
     if stored.dtype.kind == "f":
         whole = np.rint(stored)
         # A scale factor in the header leaves rounding errors; half a label is none.
@@ -157,7 +163,7 @@ def read_label(path: Path, *, like: Volume | None = None) -> NDArray[np.int16]:
     low, high = int(stored.min()), int(stored.max())
     if low < np.iinfo(np.int16).min or high > np.iinfo(np.int16).max:
         raise UserError(f"label {path} has values from {low} to {high}; is it an image?")
-    return np.ascontiguousarray(_to_ras(stored, geometry)[0].astype(np.int16))
+    return np.ascontiguousarray(_to_ras(stored, geometry)[0].astype(np.int16)), geometry
 
 
 def write_label(path: Path, label: NDArray[Any], geometry: Geometry) -> None:

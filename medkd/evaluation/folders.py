@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
-
-from medkd.data.layouts import read_json
-from medkd.data.volume import Volume, read_label, read_volume
-from medkd.errors import UserError
+from medkd.errors import UserError, nearest
 from medkd.evaluation.cases import Row, measure_rows
+from medkd.evaluation.classes import read_labels
+from medkd.evaluation.maps import by_files, read_map, read_on_grid, values_of
 from medkd.evaluation.matching import Problem, match_files
+from medkd.evaluation.measure import Labels
 from medkd.evaluation.metrics import DEFAULT_METRICS, higher_is_better
 from medkd.evaluation.overlap import IGNORE
+from medkd.evaluation.surface import Convention
 
 
 class Scores(NamedTuple):
@@ -39,8 +37,11 @@ class _Task:
     case: str
     pred: Path
     ref: Path
-    labels: Mapping[str, int] | None
+    labels: Labels | None
+    ignore: int | None
     metrics: tuple[str, ...]
+    convention: Convention
+    lesions: tuple[str, ...] | None
     resample: bool
     arm: str
     patient: str
@@ -49,9 +50,11 @@ class _Task:
 def evaluate_folders(
     pred: Path,
     ref: Path,
-    labels: Mapping[str, int] | Path | None = None,
+    labels: Labels | Path | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
+    convention: Convention = "surfel",
+    lesions: Collection[str] | None = None,
     jobs: int = 1,
     resample: bool = False,
     patients: Mapping[str, str] | None = None,
@@ -60,11 +63,13 @@ def evaluate_folders(
     """Score every prediction that has a reference; what cannot be scored is told and the rest is done.
 
     Args:
-        pred: folder of predicted label maps, or one file.
-        ref: folder of reference label maps, or one file.
-        labels: class name -> value, or a JSON file with the key ``labels`` (MSD or nnU-Net); by default every
-            value found is a class of its own, named by its number.
-        metrics: as in :func:`medkd.evaluation.cases.measure_case`.
+        pred: folder of predicted label maps, of folders with a file per class, or one file.
+        ref: the same of the references.
+        labels: class name -> value, or a file that :func:`medkd.evaluation.classes.read_labels` reads. By default
+            every value found is a class of its own, named by its number; in folders of cases, every file is one.
+        metrics: as in :func:`medkd.evaluation.measure.measure_case`, like the next two.
+        convention: what a surface is.
+        lesions: classes whose lesions are counted.
         jobs: processes.
         resample: bring predictions from other grids to the reference's by nearest neighbour, instead of refusing.
         patients: case -> patient, where a patient has several cases.
@@ -78,10 +83,23 @@ def evaluate_folders(
     """
     for metric in metrics:
         higher_is_better(metric)
-    names = read_labels(labels) if isinstance(labels, Path) else labels
     found, problems = match_files(pred, ref)
+    names, ignore = read_labels(labels) if isinstance(labels, Path) else (labels, None)
+    if names and (unknown := sorted(set(lesions or ()) - set(names))):
+        raise UserError(f"no class is called {unknown[0]!r}{nearest(unknown[0], names)}; there are {', '.join(names)}")
     tasks = [
-        _Task(case, *files, names, tuple(metrics), resample, pred.name, (patients or {}).get(case, case))
+        _Task(
+            case,
+            *files,
+            names,
+            ignore,
+            tuple(metrics),
+            convention,
+            None if lesions is None else tuple(lesions),
+            resample,
+            pred.name,
+            (patients or {}).get(case, case),
+        )
         for case, files in found.items()
     ]
     done: dict[str, Scores] = {}
@@ -91,28 +109,8 @@ def evaluate_folders(
             progress(len(done), len(tasks))
     ordered = [done[task.case] for task in tasks]
     problems = [*problems, *(problem for scores in ordered for problem in scores.problems)]
-    return Scores([row for scores in ordered for row in scores.rows], sorted(problems, key=lambda told: told.case))
-
-
-def read_labels(path: Path) -> dict[str, int]:
-    """Read name -> value from the key ``labels`` of a JSON file: ``{"1": "liver"}`` (MSD) or ``{"liver": 1}``.
-
-    Raises:
-        UserError: no such file or key, or values that are not single whole numbers.
-    """
-    if not path.is_file():
-        raise UserError(f"file {path} with the labels does not exist")
-    content = read_json(path)
-    table = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(table, dict) or not table:
-        raise UserError(f"{path} has no key labels that maps names to values")
-    named: dict[str, int] = {}
-    for key, value in table.items():
-        name, number = (str(value), key) if str(key).isdigit() else (str(key), value)
-        if isinstance(number, bool) or not str(number).isdigit():
-            raise UserError(f"{path}: label {name!r} has the value {number!r}, and medkd scores one value per class")
-        named[name] = int(number)
-    return named
+    rows = [row for scores in ordered for row in scores.rows]
+    return Scores(rows, sorted(problems, key=lambda told: told.case))
 
 
 def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[tuple[str, Scores]]:
@@ -134,66 +132,43 @@ def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[tuple[str, Scores]]:
 
 def _score(task: _Task) -> Scores:
     """Score one case; whatever is wrong with its files becomes a problem."""
-    problems: list[Problem] = []
+    told: list[str] = []
     try:
-        volume = read_volume(task.ref)
-        reference = read_label(task.ref, like=volume)
-        predicted, moved = _on_grid(task, volume)
-        if moved:
-            told = f"case {task.case}: {task.pred.name} was resampled to the reference's grid by nearest neighbour"
-            problems.append(Problem(task.case, told, scored=True))
-        labels = task.labels or _found(predicted, reference)
-        for which, array in (("prediction", predicted), ("reference", reference)):
-            if extra := sorted({*np.unique(array).tolist()} - {0, IGNORE} - set(labels.values())):
-                told = (
-                    f"case {task.case}: the {which} has {_values(extra)} that the labels do not name, "
-                    "counted as background"
-                )
-                problems.append(Problem(task.case, told, scored=True))
-        rows = measure_rows(
-            predicted,
-            reference,
-            volume.spacing_mm,
-            labels,
-            task.metrics,
-            case=task.case,
-            patient=task.patient,
-            arm=task.arm,
-        )
+        rows = _rows(task, told)
     except UserError as error:
         return Scores([], [Problem(task.case, f"case {task.case}: {error}", scored=False)])
-    return Scores(rows, problems)
+    except MemoryError:
+        words = f"case {task.case}: there is not enough memory for it; use fewer jobs"
+        return Scores([], [Problem(task.case, words, scored=False)])
+    return Scores(rows, [Problem(task.case, f"case {task.case}: {sentence}", scored=True) for sentence in told])
 
 
-def _on_grid(task: _Task, reference: Volume) -> tuple[NDArray[np.int16], bool]:
-    """Return the prediction on the reference's grid, and whether it had to be moved there."""
-    try:
-        return read_label(task.pred, like=reference), False
-    except UserError as refused:
-        label = read_label(task.pred)  # raises by itself where the file, not its grid, is the trouble
-        moving = read_volume(task.pred)
-        if not task.resample:
-            raise UserError(
-                f"prediction {task.pred} lies on another grid than reference {task.ref}: "
-                f"{_grid(moving)} against {_grid(reference)}; write it on the reference's grid or ask for resampling"
-            ) from refused
-    step: Any = np.linalg.inv(moving.affine) @ reference.affine
-    # grid-constant: the outer half of a border voxel still belongs to it, only what lies beyond is background
-    moved = affine_transform(label, step[:3, :3], step[:3, 3], reference.shape, order=0, mode="grid-constant", cval=0)
-    return np.asarray(moved, np.int16), True
-
-
-def _grid(volume: Volume) -> str:
-    spacing = " x ".join(f"{step:.3g}" for step in volume.spacing_mm)
-    origin = ", ".join(f"{place:.4g}" for place in volume.affine[:3, 3])
-    return f"shape {volume.shape}, spacing {spacing} mm, first voxel at ({origin}) mm"
-
-
-def _found(*arrays: NDArray[np.int16]) -> dict[str, int]:
-    values = {value for array in arrays for value in np.unique(array).tolist()}
-    return {str(value): value for value in sorted(values) if value > 0}
-
-
-def _values(values: Iterable[int]) -> str:
-    listed = list(values)
-    return f"label value{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"
+def _rows(task: _Task, told: list[str]) -> list[Row]:
+    """Return the rows of a case; what a reader must know of them goes to ``told``."""
+    names = task.labels or by_files(task.pred, task.ref)
+    reference = read_map(task.ref, names)
+    predicted = read_on_grid(task.pred, names, reference, resample=task.resample)
+    told += [f"the prediction {sentence}" for sentence in predicted.told]
+    told += [f"the reference {sentence}" for sentence in reference.told]
+    pred, ref = predicted.array, reference.array
+    if task.ignore is not None:
+        ref[ref == task.ignore] = IGNORE
+    in_pred, in_ref = values_of(pred), values_of(ref)
+    labels = names or {str(value): value for value in sorted(in_pred | in_ref) if value > 0}
+    named = {value for given in labels.values() for value in ((given,) if isinstance(given, int) else given)}
+    for which, values in (("prediction", in_pred), ("reference", in_ref)):
+        if extra := sorted(values - named - {0, IGNORE}):
+            listed = f"label value{'s' if len(extra) > 1 else ''} {', '.join(map(str, extra))}"
+            told.append(f"the {which} has {listed} that the labels do not name, counted as background")
+    return measure_rows(
+        pred,
+        ref,
+        reference.spacing_mm,
+        labels,
+        task.metrics,
+        convention=task.convention,
+        lesions=None if task.lesions is None else [name for name in task.lesions if name in labels],
+        case=task.case,
+        patient=task.patient,
+        arm=task.arm,
+    )

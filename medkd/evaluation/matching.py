@@ -34,7 +34,8 @@ def match_files(pred: Path, ref: Path) -> tuple[dict[str, tuple[Path, Path]], li
     """Pair the files of two folders (or two files, whatever their names).
 
     Names match when they are equal without the volume suffix, or else without what tools add: ``case_0000.nii.gz``,
-    ``case_seg.nrrd`` and ``case.mha`` are the same case.
+    ``case_seg.nrrd`` and ``case.mha`` are the same case. Instead of files there may be a folder for each case, with a
+    file for each class (TotalSegmentator); its name is the case's.
 
     Returns:
         Case -> (prediction, reference), sorted by case, and a problem for each file without a single partner.
@@ -85,13 +86,25 @@ def _told(case: str, sentence: str) -> Problem:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.iterdir() if suffix(file) and not file.name.startswith(".") and file.is_file())
+    files = _volumes(path) or sorted(folder for folder in path.iterdir() if folder.is_dir() and class_files(folder))
     if not files:
         raise UserError(f"{path} holds no label map: medkd reads {', '.join(READABLE)}")
     doubled = [name for name, count in Counter(stem(file) for file in files).items() if count > 1]
     if doubled:
         raise UserError(f"{path} holds {doubled[0]!r} in two formats: keep one")
     return files
+
+
+def class_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a case's folder by their stems: one per class, there or in ``segmentations`` below."""
+    below = folder / "segmentations"
+    return {stem(file): file for file in _volumes(below if below.is_dir() else folder)} if folder.is_dir() else {}
+
+
+def _volumes(folder: Path) -> list[Path]:
+    return sorted(
+        file for file in folder.iterdir() if suffix(file) and not file.name.startswith(".") and file.is_file()
+    )
 
 
 def _core(file: Path) -> str:

@@ -14,7 +14,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from medkd.errors import UserError
-from medkd.evaluation.folders import evaluate_folders, read_labels
+from medkd.evaluation.folders import evaluate_folders
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 AFFINE = np.diag([1.5, 2.0, 3.0, 1.0])
@@ -172,19 +172,6 @@ def test_labels_from_json(folders: tuple[Path, Path], tmp_path: Path, table: dic
     assert len(problems) == 4  # the spleen, in each map
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [({}, "no key labels"), ([1], "no key labels"), ({"labels": {"tumour": [1, 2]}}, "'tumour' has the value")],
-)
-def test_wrong_label_files_are_told(tmp_path: Path, content: object, words: str) -> None:
-    file = tmp_path / "dataset.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=words):
-        read_labels(file)
-    with pytest.raises(UserError, match="does not exist"):
-        read_labels(tmp_path / "none.json")
-
-
 def test_a_wrong_metric_is_told_before_any_file_is_read(folders: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="did you mean 'dice'"):
         evaluate_folders(*folders, LABELS, ("dise",))
@@ -204,3 +191,103 @@ def test_real_labels_against_themselves_shifted(real_data: Callable[[str], Path]
         assert 0.7 < row.values["dice"] < 1
         assert math.isclose(row.values["hd95_mm"], 1.0)
         assert row.values["nsd_1mm"] == 1
+
+
+def write_classes(folder: Path, label: NDArray[np.uint8], **values: int) -> None:
+    folder.mkdir(parents=True)
+    for name, value in values.items():
+        write(folder / f"{name}.nii.gz", (label == value).astype(np.uint8))
+
+
+def test_a_folder_for_each_case_with_a_file_for_each_class(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """TotalSegmentator's layout, against label maps and against the same layout."""
+    _, ref = folders
+    for case in ("a", "b"):
+        write_classes(tmp_path / "total" / case, organs(shift=1), liver=1, spleen=2)
+        write_classes(tmp_path / "truth" / case / "segmentations", organs(), liver=1, spleen=2, kidney_left=5)
+    rows, problems = evaluate_folders(tmp_path / "total", ref, LABELS, ("dice",))
+    assert not problems
+    assert [(row.case, row.label, row.values["dice"]) for row in rows if row.case == "a"] == [
+        ("a", "liver", 0.75),
+        ("a", "spleen", 1),
+    ]
+    rows, problems = evaluate_folders(tmp_path / "total", tmp_path / "truth", metrics=("dice",))
+    assert [row.label for row in rows if row.case == "b"] == ["kidney_left", "liver", "spleen"]
+    assert [problem.sentence for problem in problems] == [
+        f"case {case}: the prediction has no file for kidney_left, counted as empty" for case in ("a", "b")
+    ]
+    more = {"Kidney left": 1, "liver": 2, "spleen": 3}
+    rows, _ = evaluate_folders(tmp_path / "truth", tmp_path / "truth", more, ("dice",))
+    assert [row.values["dice"] for row in rows if row.label != "Kidney left"] == [1] * 4
+
+
+def test_what_class_files_cannot_say_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    _, ref = folders
+    write_classes(tmp_path / "total" / "a", organs(), liver=1, spleen=1)
+    rows, problems = evaluate_folders(tmp_path / "total", ref, LABELS, ("dice",))
+    assert [problem.sentence for problem in problems] == [
+        "case a: the prediction has 100 voxels in two classes, the later one counts",
+        f"case b: no prediction in {tmp_path / 'total'}",
+    ]
+    for labels, words in ((None, "give the names of the values"), ({"bone": 1}, "none of them is a class")):
+        rows, problems = evaluate_folders(tmp_path / "total", ref, labels, ("dice",))
+        assert not rows
+        assert words in problems[0].sentence
+    _, problems = evaluate_folders(tmp_path / "total", ref, {"both": (1, 2)}, ("dice",))
+    assert "cannot hold the region 'both'" in problems[0].sentence
+
+
+def test_regions_and_ignored_voxels_of_nnunet(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    pred, ref = folders
+    label = organs()
+    label[6:8] = 3
+    write(ref / "a.nii.gz", label)
+    names = tmp_path / "dataset.json"
+    names.write_text(json.dumps({"labels": {"background": 0, "organs": [1, 2], "spleen": 2, "ignore": 3}}))
+    rows, problems = evaluate_folders(pred, ref, names, ("dice",))
+    assert not problems
+    assert [row.label for row in rows if row.case == "a"] == ["organs", "spleen"]
+    liver, spleen = (100, 75, 75), (8, 8, 8)  # in reference, in prediction without the ignored part, in both
+    in_ref, in_pred, both = (a + b for a, b in zip(liver, spleen, strict=True))
+    assert rows[0].values["dice"] == pytest.approx(2 * both / (in_ref + in_pred))
+
+
+def test_lesions_are_counted_where_named(folders: tuple[Path, Path]) -> None:
+    rows, problems = evaluate_folders(*folders, LABELS, ("lesion_f1",), lesions=["liver"])
+    assert not problems
+    assert [row.values["lesion_f1"] for row in rows if row.label == "liver"] == [1, 1]
+    assert all(math.isnan(row.values["lesion_f1"]) for row in rows if row.label == "spleen")
+    rows, _ = evaluate_folders(*folders, metrics=("lesion_f1",), lesions=["2"])
+    assert [row.values["lesion_f1"] for row in rows] == pytest.approx([math.nan, 1, math.nan, 1], nan_ok=True)
+    with pytest.raises(UserError, match="did you mean 'liver'"):
+        evaluate_folders(*folders, LABELS, ("lesion_f1",), lesions=["livr"])
+
+
+def test_conventions(folders: tuple[Path, Path]) -> None:
+    one, other = (evaluate_folders(*folders, LABELS, ("assd_mm",), convention=c).rows for c in ("surfel", "voxel"))
+    assert one[0].values["assd_mm"] != other[0].values["assd_mm"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_damaged_file_among_many(tmp_path: Path, jobs: int) -> None:
+    for index in range(12):
+        write(tmp_path / "ref" / f"c{index:02d}.nii.gz", organs())
+        write(tmp_path / "pred" / f"c{index:02d}.nii.gz", organs())
+    damaged = tmp_path / "pred" / "c05.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-9] + bytes(9))
+    rows, problems = evaluate_folders(tmp_path / "pred", tmp_path / "ref", LABELS, ("dice",), jobs=jobs)
+    assert len({row.case for row in rows}) == 11
+    assert [(problem.case, problem.scored) for problem in problems] == [("c05", False)]
+    assert str(damaged) in problems[0].sentence
+
+
+def test_values_that_are_not_finite_are_told(folders: tuple[Path, Path]) -> None:
+    pred, ref = folders
+    label = organs().astype(np.float32)
+    label[0, 0, 0] = np.nan
+    write(pred / "a.nii.gz", label)
+    label[0, 0, 0] = np.inf
+    write(ref / "b.nii.gz", label)
+    rows, problems = evaluate_folders(pred, ref, LABELS)
+    assert not rows
+    assert all("not whole numbers" in problem.sentence for problem in problems)
