@@ -96,6 +96,7 @@ def render(run: RunSummary) -> str:
         slices=[{**pictured, "svg": Markup(pictured["svg"])} for pictured in content.slices(run, scores, colours)],  # noqa: S704 made by slice_svg, which escapes
         losses=losses(run),
         fidelity=trust.fidelity_table(run),
+        outcomes=trust.outcomes_table(run),
         calibration=trust.calibration_table(run),
         parity=content.parity(run),
         provenance=content.provenance(run),

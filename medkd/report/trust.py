@@ -87,6 +87,23 @@ def fidelity(run: RunSummary, colours: Mapping[str, str]) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
+def outcomes_table(run: RunSummary) -> dict[str, Any]:
+    """Return, by class, in which share of the voxels student and teacher are right or wrong; ``rows`` may be empty."""
+    student = run.arm("student")
+    measured = [one for one in run.outcomes if student and one.arm == student.name and one.both_right is not None]
+    rows = []
+    for one in measured:
+        shares = (one.both_right, one.arm_only, one.teacher_only, one.both_wrong)
+        rows.append(
+            {
+                "label": one.label,
+                "shares": [_percent(share) for share in shares],
+                "widths": [round(100 * (share or 0.0), 2) for share in shares],
+            }
+        )
+    return {"rows": rows}
+
+
 def calibration_table(run: RunSummary) -> list[dict[str, Any]]:
     """Return ECE and Brier score by arm as text."""
     shown = {arm.name: arm for arm in run.arms}

@@ -4,7 +4,7 @@ import pytest
 
 from medkd.report import trust
 from medkd.report.palette import arm_colours
-from medkd.report.summary import Fidelity, Reliability
+from medkd.report.summary import Fidelity, Outcome, Reliability
 
 
 @pytest.fixture
@@ -51,6 +51,20 @@ def make_with(run, *reliability):
     from dataclasses import replace
 
     return replace(run, reliability=reliability)
+
+
+def test_who_is_right_is_told_of_the_student_by_class(make_run) -> None:
+    shares = (0.7, 0.06, 0.16, 0.08)
+    outcomes = (
+        Outcome("student", "teachers", "pancreas", 1000, *shares),
+        Outcome("student.control", "teachers", "pancreas", 1000, *shares),
+        Outcome("student", "teachers", "lesion"),
+    )
+    (row,) = trust.outcomes_table(make_run(outcomes=outcomes))["rows"]
+    assert (row["label"], row["shares"], row["widths"]) == (
+        "pancreas", ["70.0 %", "6.0 %", "16.0 %", "8.0 %"], [70, 6, 16, 8],
+    )  # fmt: skip
+    assert trust.outcomes_table(make_run())["rows"] == []
 
 
 def test_nothing_measured_is_no_section(make_run) -> None:
