@@ -72,7 +72,8 @@ def build_graph(config: RunConfig, data_key: str) -> Graph:
 
 
 def _split(config: RunConfig) -> dict[str, Any]:
-    return config.data.model_dump(mode="json", include={"folds", "seed", "validation"})
+    named = {"ontology": dict(config.data.ontology)} if config.data.ontology else {}
+    return {**config.data.model_dump(mode="json", include={"folds", "seed", "validation"}), **named}
 
 
 def _order(config: RunConfig) -> Iterator[str]:
@@ -123,6 +124,8 @@ class _Builder:
         if job.teacher:
             needs += [self.targets(node.stage, node.fold)] if job.cached else self.teachers(job.teacher, node.fold)
         counted = job.teacher if job.taught is None else job.taught.outside
+        if "outside" in job.spoken:  # their classes are the network's too, in every arm
+            counted = self.config.stages[node.stage].teacher
         live = [] if job.cached else _outside(self.config, counted)
         part = {**job.to_json(), "member": node.member, "fold": node.fold, "outside": live}
         self.add(node, tuple(needs), part)
@@ -138,8 +141,6 @@ class _Builder:
         part: dict[str, Any] = {"fold": fold, "outside": _outside(self.config, teacher)}
         if self.config.stages[stage].targets.mirror:
             part["mirror"] = True
-        if allowed := self.config.allowed(teacher):
-            part["allow_leakage"] = list(allowed)
         if any(name not in self.config.stages for name in teacher) or len(teacher) > 1:
             part |= _measured(self.config.evaluate)  # of teachers that no node evaluates as they teach
         needs = (Node("prepare"), *self.teachers(teacher, fold))

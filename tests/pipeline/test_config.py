@@ -104,7 +104,11 @@ def test_the_resolved_yaml_reads_back_to_the_same_run() -> None:
         ("over: 0.1", "over: 0", "12: stages.student.methods.1.weight.over: should be greater than 0"),
         ("{ramp: [0, 1], over: 0.1}", "big", "12: stages.student.methods.1.weight: should be a number"),
         ("train: {steps: 500}", "train: {stps: 5}", "13: stages.student.train.stps: unknown key (did you mean"),
-        ("train: {steps: 500}", "control: stps", "13: stages.student.control: should be 'steps', 'same_loss'"),
+        (
+            "train: {steps: 500}",
+            "control: stps",
+            "13: stages.student.control: should be 'steps', 'compute', 'same_loss'",
+        ),
         ("train: {steps: 500}", "labelled: '4'", "13: stages.student.labelled: should be a whole number"),
         ("export: onnx", "export: onx", "15: export: should be 'onnx' or 'bundle', not 'onx'"),
         ("export: onnx", "xport: onnx", "15: xport: unknown key (did you mean 'export'?)"),

@@ -64,6 +64,7 @@ def test_the_nodes_of_a_run() -> None:
         "targets.teachers.f0",
         "train.student.m0.f0.s0.main",
         "train.student.m0.f0.s0.control",
+        "answers.teachers.f0",
         "evaluate.student.f0.s0.main",
         "evaluate.student.f0.s0.control",
         "cost.student",
@@ -212,9 +213,50 @@ def test_changes_far_up_redo_all_below() -> None:
     seeded = changed("train.seed=1")  # seeds are in the names, so every node that has one is another
     assert {"targets.teachers.f0", "cost.student", "export.student", "report"} < seeded
     assert changed("stages.teachers.train.steps=2") == everything - {
-        *("prepare", "train.student.m0.f0.s0.control", "evaluate.student.f0.s0.control")
+        *("prepare", "train.student.m0.f0.s0.control")  # evaluated again: its agreement with the teacher is told
     }
     assert changed("evaluate.metrics=[iou]") == {"report", *(n for n in everything if n.startswith("evaluate"))}
+
+
+def test_what_teachers_say_of_test_cases_is_kept_once_for_all_students() -> None:
+    graph = graph_of("stages.student.seeds=[0, 1]")
+    assert names(graph, "answers") == ["answers.teachers.f0"]
+    assert needs(graph, "answers.teachers.f0") == ["prepare", *TEACHERS]
+    for arm in ("main", "control"):
+        for seed in (0, 1):
+            assert "answers.teachers.f0" in needs(graph, f"evaluate.student.f0.s{seed}.{arm}")
+    assert "answers.teachers.f0" not in needs(graph, "evaluate.teachers.f0.s0.main")
+    assert "answers.teachers.f0" not in [node.name for node in graph.of_stage("teachers")]
+    assert names(graph_of("evaluate.fidelity=false"), "answers") == []
+    assert names(graph_of("stages.student.targets={mirror: true}"), "answers") == ["answers.teachers.f0.mirror"]
+    (answers,) = (node for node in graph.nodes if node.kind == "answers")
+    assert "metrics" not in graph.parts[answers], "the stage's own node measures it"
+
+
+def test_a_margin_is_a_matter_of_the_report_alone() -> None:
+    assert changed("evaluate.margin=0.01") == {"report"}
+
+
+def test_the_control_of_the_same_compute_depends_on_what_distillation_computed() -> None:
+    arm = "train.student.m0.f0.s0.compute"
+    on = ("stages.student.control=[steps, compute]",)
+    graph = graph_of(*on)
+    assert needs(graph, arm) == ["prepare"]
+    assert changed(*on) == {arm, "evaluate.student.f0.s0.compute", "report"}
+
+    def key(*overrides: str) -> str:
+        keys = graph_of(*on, *overrides).keys
+        return next(value for node, value in keys.items() if node.name == arm)
+
+    assert key() == key("stages.teachers.train.steps=7"), "how well the teacher was trained costs the student nothing"
+    assert key() != key("stages.teachers.model.0={name: BasicUNet}")
+    assert key() != key("stages.student.targets={mirror: true}")
+    assert key() != key("stages.student.methods=[supervised, at]"), "a live teacher computes in every step"
+    job = train_job(read(*on), Node("train", "student", 0, 0, 0, "compute"))
+    assert (job.teacher, [m.name for m in job.methods]) == ((), ["supervised"])
+    assert job.taught is not None
+    assert job.taught.cached
+    assert [spec["name"] for spec in job.taught.networks[0]] == ["DynUNet", "SegResNet"]
 
 
 def test_another_network_in_the_ensemble_leaves_the_others_trained() -> None:

@@ -12,7 +12,7 @@ def luminance(colour: str) -> float:
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-ROLES = ("teacher", "student", "control", "same_loss", "pseudo", "other", "other")
+ROLES = ("teacher", "student", "control", "compute", "same_loss", "pseudo", "other", "other")
 
 
 def test_no_two_arms_share_a_colour_and_none_is_the_labels() -> None:
@@ -26,7 +26,7 @@ def test_a_role_keeps_its_colour_whatever_else_was_run() -> None:
     assert alone["student"] == together["student"]
 
 
-@pytest.mark.parametrize("role", ROLES[:5])
+@pytest.mark.parametrize("role", ROLES[:6])
 def test_every_arm_reads_on_white_paper(role: str) -> None:
     colour = arm_colours([Arm("a", role)])["a"]
     assert 1.05 / (luminance(colour) + 0.05) >= 3.0  # WCAG 2.1, 1.4.11: graphics
