@@ -112,5 +112,8 @@ def _number(node: dict[str, Any]) -> str:
 
 
 def _licence(provenance: dict[str, Any]) -> str | None:
-    found = [str(value) for key, value in provenance.items() if "licen" in key.lower() and value]
+    found: list[str] = []
+    for key, value in provenance.items():
+        if "licen" in key.lower() and value:
+            found += [f"{name}: {text}" for name, text in value.items()] if isinstance(value, dict) else [str(value)]
     return "; ".join(found) or None
