@@ -24,6 +24,9 @@ def report(
         typer.Option(metavar="DIR", help="Folder of the files [the run's, or of several the one above them]."),
     ] = None,
     metric: Annotated[str, typer.Option(help="What ranks several runs.")] = "dice",
+    niivue: Annotated[
+        bool, typer.Option("--niivue", help="Fetch NiiVue once from npm, checked, so that pages draw in 3-D too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Write the page of a run again, or rank several.
@@ -32,6 +35,10 @@ def report(
     were tested on different cases stand in tables of their own. Trains and measures nothing.
     """
     found = {folder: read_summary(folder) for folder in dict.fromkeys(folders)}
+    if niivue:
+        from medkd.report.niivue import fetch_niivue
+
+        fetch_niivue()
     if len(found) == 1:
         ((folder, run),) = found.items()
         return _one(folder, run, out or folder, as_json=as_json)
@@ -72,6 +79,7 @@ def gate(
 
 def _one(folder: Path, run: RunSummary, out: Path, *, as_json: bool) -> int:
     from medkd.pipeline.folder import disk_errors, write_text
+    from medkd.report.card import model_card
     from medkd.report.page import write_report
     from medkd.report.tables import arms_json, arms_table, report_files
     from medkd.report.verdict import verdict
@@ -87,7 +95,7 @@ def _one(folder: Path, run: RunSummary, out: Path, *, as_json: bool) -> int:
             say(line)
     page = write_report(run, out / "report.html")
     with disk_errors(out):
-        for name, text in report_files(run).items():
+        for name, text in {**report_files(run), "model_card.md": model_card(run)}.items():
             write_text(out / name, text)
     say(f"report: {page}")
     return 0

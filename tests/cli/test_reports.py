@@ -43,8 +43,19 @@ def test_one_run_is_written_again_with_its_tables(tmp_path: Path, capsys: pytest
         assert len(list(csv.DictReader(rows))) == 24
     assert (folder / "arms.csv").read_text().startswith("arm,role,cases,dice")
     assert (folder / "comparisons.csv").is_file()
+    assert (folder / "model_card.md").read_text().startswith("# Model card: a\n")
     assert call(["report", str(folder), "--out", str(tmp_path / "elsewhere")]) == 0
     assert (tmp_path / "elsewhere" / "report.html").is_file()
+
+
+def test_niivue_is_fetched_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("medkd.report.niivue.fetch_niivue", lambda: asked.append(True))
+    folder = str(finished(tmp_path, "a"))
+    assert call(["report", folder]) == 0
+    assert asked == []
+    assert call(["report", folder, "--niivue"]) == 0
+    assert asked == [True]
 
 
 def test_several_runs_make_a_leaderboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps import evidence
 from medkd.pipeline.steps.gather import Gathered
+from medkd.report.card import model_card
 from medkd.report.page import write_report
 from medkd.report.summary import DataFacts, RunSummary
 from medkd.report.tables import arms_json, report_files
@@ -24,6 +25,7 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     (out / "arms.json").write_text(json.dumps(arms_json(run), indent=1))
     for name, text in report_files(run).items():
         (out / name).write_text(text, encoding="utf-8")
+    (out / "model_card.md").write_text(model_card(run), encoding="utf-8")
     write_rows(out / "cases.csv", gathered.rows)  # also of arms that the report does not show
     write_report(run, out / "report.html")
 
