@@ -68,7 +68,7 @@ class Watch:
             self._state(node, str(state))
             return
         known = self.known.setdefault(node, {})
-        known.update({key: event[key] for key in ("step", "of", "terms", "dice") if event.get(key) is not None})
+        known.update({key: event[key] for key in ("step", "of", "terms", "dice", "note") if event.get(key) is not None})
         if node in self.tasks:
             self.bars.update(self.tasks[node], completed=known.get("step"), total=known.get("of"), said=said(known))
         elif time.monotonic() - known.get("told", 0.0) > QUIET_S:
@@ -98,7 +98,8 @@ class Watch:
         known = self.known.pop(node, {})
         took = f"  {clock(time.monotonic() - known['began'])}" if "began" in known else ""
         dice = f"  validation Dice {known['dice']:.3f}" if "dice" in known and state == "done" else ""
-        self._line(f"{_MARKS.get(state, state)} {node}{took}{dice}")
+        note = f"  {known['note']}" if "note" in known and state == "done" else ""
+        self._line(f"{_MARKS.get(state, state)} {node}{took}{dice}{note}")
         self.ended += 1
         if node in self.tasks:
             self.bars.remove_task(self.tasks.pop(node))

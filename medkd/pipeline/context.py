@@ -12,6 +12,8 @@ from medkd.pipeline.config import RunConfig
 Event = Mapping[str, Any]
 """``{"node": name, "step": 10, "of": 100, "terms": {"kd": 0.1}, "dice": 0.8}``; every key but ``node`` is optional.
 
+``note`` holds a few words that are told when the node is done.
+
 The executor adds ``{"node": name, "state": "started" | "done" | "failed" | "skipped" | "reused"}``.
 """
 

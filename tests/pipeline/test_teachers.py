@@ -79,6 +79,10 @@ def test_out_of_fold_answers_come_from_who_did_not_see_the_case(base: Run) -> No
     assert told["applied"]
     assert told["note"] == "3 training cases, each answered by members that did not see it"
     assert told["nll_after"] <= told["nll_before"] + 1e-6
+    audit = json.loads((base.nodes[TARGETS] / "audit.json").read_text())
+    assert audit["plain"]["all"]["voxels"] > 0
+    assert 0 < audit["augmented"]["all"]["kl_nats"] < 1
+    assert audit["sentence"].startswith("stored targets (full16) against the live teacher on ")
     models = {name: SegmentationModel.from_folder(base.nodes[name]) for name in PARTS}
     for case in (*split["train"], *split["unlabelled"]):
         asked = [name for name in PARTS if case not in cards[name].trained_on]
@@ -99,6 +103,16 @@ def test_all_members_and_parts_are_the_teachers_arm(base: Run) -> None:
     assert summary["provenance"]["leakage"].startswith("none")
     assert read_card(base.nodes[MAIN]).provenance["leakage"] == "none"
     assert read_card(base.nodes[MAIN]).provenance["teachers"] == [base.nodes[name].name for name in PARTS]
+
+
+def test_what_was_found_of_the_answers_is_told(base: Run, command: Command) -> None:
+    shutil.rmtree(base.nodes[TARGETS])
+    shutil.rmtree(base.nodes[MAIN])
+    told = command("run", base.file, "--runs", base.runs)
+    assert told.code == 0, told.err
+    (line,) = (line for line in told.err.splitlines() if line.startswith(f"done    {TARGETS}"))
+    assert "teachers: temperature " in line
+    assert "stored against live: KL " in line
 
 
 def test_the_same_run_again_touches_nothing(base: Run, command: Command) -> None:
