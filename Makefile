@@ -1,6 +1,7 @@
 # Targets run in .venv, which they make and keep up to date themselves.
 #   make demo     the whole line on simulated scans: teachers, student, control, evaluation, ONNX, report
 #   make test     every test, one process a core (PYTEST_ARGS="tests/house -q" for a part)
+#   make notebooks   JupyterLab with the notebooks (the tests run them too); make strip takes their outputs away
 #   make lint | types | bench | docs | clean
 # PYTHON chooses the interpreter that .venv is made from (3.10 or later).
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench docs clean
+.PHONY: help install demo test notebooks strip lint types bench docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,6 +37,17 @@ data/phantom/dataset.json: | $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+notebooks: $(VENV)/.notebooks
+	cd notebooks && ../$(BIN)/jupyter lab
+
+# Outputs of a run do not belong into git: they are large, and they differ from machine to machine.
+strip: $(VENV)/.notebooks
+	$(BIN)/jupyter nbconvert --clear-output --inplace notebooks/*.ipynb
+
+$(VENV)/.notebooks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -62,8 +62,8 @@ def _example(name: str) -> str | None:
     import medkd
 
     package = Path(medkd.__file__).parent
-    for folder in (package.parent / "pipelines" / "methods", package / "examples"):
-        file = folder / f"{name}.yaml"
+    for folder in (package / "examples", package.parent / "pipelines"):  # as installed, and in a checkout
+        file = folder / "methods" / f"{name}.yaml"
         if file.is_file():
             return file.read_text(encoding="utf-8")
     return None

@@ -91,3 +91,16 @@ def test_a_method_of_ones_own(first: Any, play: Play, work: Path) -> None:
     assert "done   train.unsure.m0.f0.s0.main" in text
     study = json.loads((next((work / "runs" / "own_method" / "nodes").glob("report-*")) / "study.json").read_text())
     assert {"kd", "unsure"} <= set(json.dumps(study).replace('"', " ").split())
+
+
+def test_a_teacher_from_elsewhere(first: Any, play: Play, work: Path) -> None:
+    notebook = play("04_bring_your_own_teacher")
+    text = said(notebook)
+    assert "net.pt says nothing of its labels and intensities" in text
+    assert "torchscript net: 8 classes, licence CC BY 4.0" in text
+    assert "probabilities of 8 cases" in text
+    assert "was trained on patients of the student's" in text, "the leak is refused"
+    report = next((work / "runs" / "foreign" / "nodes").glob("report-*"))
+    arms = {arm["arm"]: arm["dice"] for arm in json.loads((report / "arms.json").read_text())}
+    assert arms["of_a_model"] == pytest.approx(arms["of_files"], abs=0.02)
+    assert set(arms) >= {"of_a_model", "of_files", "of_files.control"}
