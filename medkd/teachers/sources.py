@@ -108,7 +108,8 @@ def open_teacher(
 
     Args:
         path: a model folder of medkd, an exported one, a run folder (or ``RUN/STAGE``), an ``.onnx`` file, a
-            TorchScript file, a MONAI bundle, an nnU-Net v2 results folder, or a folder of saved probabilities.
+            TorchScript file, a MONAI bundle, an nnU-Net v2 results folder (or one ``fold_0`` of it), or a folder of
+            saved probabilities.
         device: where networks run.
         mirror: average over the flips that the model was trained with; takes twice the time for each axis.
         trust_pickle: allow formats that may run code of their author when they are read: pickles that hold more than
@@ -167,7 +168,7 @@ def kind_of(path: Path) -> str:
         return "onnx"
     if (path / "configs" / "metadata.json").is_file():
         return "bundle"
-    if any(path.glob("fold_*")) or any(path.glob("*__*__*/fold_*")):
+    if any(path.glob("fold_*")) or any(path.glob("*__*__*/fold_*")) or any(path.glob("checkpoint_*.pth")):
         return "nnunet"
     if (path / "nodes").is_dir():
         return "run"

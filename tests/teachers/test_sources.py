@@ -310,7 +310,7 @@ def test_nothing_known_lies_there(tmp_path: Path) -> None:
         open_teacher(tmp_path / "model.h5")
     (tmp_path / "fold_0").mkdir()
     (tmp_path / "fold_0" / "checkpoint_final.pth").write_bytes(b"x")
-    with pytest.raises(UserError, match="is one checkpoint of nnU-Net; give the folder"):
+    with pytest.raises(UserError, match="is one checkpoint of nnU-Net; give its folder"):
         open_teacher(tmp_path / "fold_0" / "checkpoint_final.pth")
 
 

@@ -123,6 +123,7 @@ def test_labels_channels_and_folds(results: Path) -> None:
         assert found.configuration == "3d_fullres"
         assert list(found.folds) == ["0", "1"]
     assert list(read_results(results, [1]).folds) == ["1"]
+    assert list(read_results(results / "fold_1").folds) == ["1"]
 
 
 def test_who_was_in_a_fold_is_not_known_without_the_splits(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

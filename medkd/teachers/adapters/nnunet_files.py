@@ -59,12 +59,16 @@ class Results:
 
 
 def read_results(folder: Path, folds: Sequence[int | str] | None = None) -> Results:
-    """Read a results folder, ``.../Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres`` or the one above.
+    """Read a results folder, ``.../Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres``.
+
+    The folder above does as well where it holds one training, and ``fold_0`` inside stands for that fold alone.
 
     Raises:
         UserError: several trainings there, files missing, a fold missing or unfinished, overlapping regions, or a kind
             of network that cannot answer for a case on its own (a cascade).
     """
+    if folder.name.startswith("fold_") and folds is None:
+        folder, folds = folder.resolve().parent, [folder.name.removeprefix("fold_")]
     folder = _training(folder)
     if not (folder / "plans.json").is_file():
         old = " (plans.pkl is of nnU-Net v1, which medkd does not read)" if (folder / "plans.pkl").is_file() else ""
@@ -144,7 +148,8 @@ def _splits(folder: Path, dataset: str) -> tuple[Mapping[str, Sequence[str]], ..
     if dataset:
         if base := os.environ.get("nnUNet_preprocessed"):  # noqa: SIM112 - nnU-Net's own spelling
             places.append(Path(base) / dataset)
-        places.append(folder.parents[1].parent / "nnUNet_preprocessed" / dataset)  # where nnU-Net's guide puts it
+        # Where nnU-Net's guide puts it: beside nnUNet_results.
+        places.append(folder.resolve().parents[1].parent / "nnUNet_preprocessed" / dataset)
     path = next((place / SPLITS for place in places if (place / SPLITS).is_file()), None)
     if path is None:
         return None
