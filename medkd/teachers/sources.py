@@ -187,9 +187,7 @@ def _kind_of_file(path: Path) -> str:
     if ending in (".pt", ".ts"):
         return "torchscript"
     if ending == ".pth" and path.parent.name.startswith("fold_"):
-        raise UserError(
-            f"{path} is one checkpoint of nnU-Net; give the folder that holds plans.json: {path.parents[1]}"
-        )
+        raise UserError(f"{path} is one checkpoint of nnU-Net; give its folder, {path.parent}")
     raise UserError(
         f"{path} is no model file that medkd knows: give .onnx, TorchScript (.pt, .ts), or the folder of a model"
     )
