@@ -57,8 +57,8 @@ class _OneHot:
 class LabelTargets:
     """Labels in the place of a teacher: the ``same_loss`` control arm."""
 
-    def __init__(self, store: Store, classes: int) -> None:
-        self.store, self.classes = store, classes
+    def __init__(self, store: Store, classes: int, known: Sequence[bool] | None = None) -> None:
+        self.store, self.classes, self._known = store, classes, known
 
     def read(self, case: str) -> Any:
         """Return the one-hot label ``(K, *S)``."""
@@ -69,8 +69,8 @@ class LabelTargets:
         return None
 
     def known(self, case: str) -> Sequence[bool] | None:
-        """Return None: a label tells every class."""
-        return None
+        """Return which classes a label tells, or None for all."""
+        return self._known
 
     def positions(self, case: str) -> dict[int, Array]:
         """Return voxel positions by class of the label."""
@@ -119,6 +119,7 @@ class Sampling:
             cases, so they need no stored targets.
         seed: of all draws.
         live_known: ``(K,)``, the classes that live teachers tell from background; None for all.
+        known: ``(K,)``, the classes that the labels tell from background; None for all.
     """
 
     labelled: tuple[str, ...]
@@ -132,6 +133,7 @@ class Sampling:
     live_teacher: bool = False
     seed: int = 0
     live_known: tuple[bool, ...] | None = None
+    known: tuple[bool, ...] | None = None
 
 
 class Patches(Dataset[Batch]):
@@ -166,18 +168,25 @@ class Patches(Dataset[Batch]):
             spacing_mm=self.sampling.spacing_mm,
             target=torch.stack(targets) if targets else None,
             trust=torch.stack([p.trust for p in patches]),
-            target_known=self._known(drawn),
+            known=self._rows([self._labels_know(case, i < labelled) for i, (case, _) in enumerate(drawn)], patches),
+            target_known=self._rows([self._teachers_know(case) for case, _ in drawn], patches),
         )
 
-    def _known(self, drawn: Sequence[tuple[str, Patch]]) -> torch.Tensor | None:
-        """Return which classes the teachers of each sample tell from background, ``(B, K)``, or None for all."""
-        live, stored = self.sampling.live_known, self.targets
-        known = [live if stored is None else stored.known(case) for case, _ in drawn]
+    def _teachers_know(self, case: str) -> Sequence[bool] | None:
+        return self.sampling.live_known if self.targets is None else self.targets.known(case)
+
+    def _labels_know(self, case: str, from_labelled: bool) -> Sequence[bool] | None:
+        if from_labelled:
+            return self.sampling.known
+        return self._teachers_know(case) if self.sampling.pseudo else None
+
+    def _rows(self, known: Sequence[Sequence[bool] | None], patches: Sequence[Patch]) -> torch.Tensor | None:
+        """Return what is known of each sample's classes, ``(B, K)``, or None for all of all."""
         classes = next((len(one) for one in known if one is not None), None)
         if classes is None:
             return None
         rows = torch.tensor([[True] * classes if one is None else list(one) for one in known])
-        for row, (_, patch) in zip(rows, drawn, strict=True):
+        for row, patch in zip(rows, patches, strict=True):
             if patch.swapped:  # what was called left is called right now, and so is what is known of it
                 for a, b in self.augment.mirror_swap:
                     row[[a, b]] = row[[b, a]]
@@ -230,6 +239,9 @@ class Patches(Dataset[Batch]):
         if rng.random() < self.sampling.foreground:
             if labelled:
                 positions = self.store.positions(case)
+                if self.sampling.known is not None and self.targets is not None:  # what only the teacher can show
+                    seen = self.targets.positions(case).items()
+                    positions = {**positions, **{k: where for k, where in seen if not self.sampling.known[k]}}
             else:
                 positions = {} if self.targets is None else self.targets.positions(case)
             if positions:

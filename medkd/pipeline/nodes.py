@@ -17,7 +17,7 @@ FORMAT: Mapping[str, int] = {**dict.fromkeys(KINDS, 1), "evaluate": 2}
 ``evaluate`` 2: surfaces are made of surfels weighted by area; until then, of boundary voxels.
 """
 
-_LATER = ("part", "allow_leakage", "taught")
+_LATER = ("part", "allow_leakage", "taught", "labels", "spoken")
 """What came after the first finished runs, and is in a key only where it is used."""
 
 _UNREAD = {"workers", "threads", "tensorboard"}
@@ -105,6 +105,8 @@ class TrainJob:
         train: the stage's settings, with the node's seed.
         part: the part of the training cases that is left out, and how many there are; None where all are used.
         allow_leakage: teachers, and the stage of ``init``, that may have seen held-out patients.
+        labels: the classes that the stage's label maps tell from background, as written; None for all.
+        spoken: of a stage that need not have all classes of the run: what its teachers know, as written.
         taught: what the distilled arm learns from, for the arm ``compute`` that may train as long; else None.
     """
 
@@ -123,12 +125,16 @@ class TrainJob:
     part: tuple[int, int] | None = None
     allow_leakage: tuple[str, ...] = ()
     taught: Taught | None = None
+    labels: tuple[str, ...] | None = None
+    spoken: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides the trained weights, as plain data."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         # What came later than the first finished runs is told only where it is used: their keys stay.
         plain = {name: value for name, value in plain.items() if value or name not in _LATER}
+        if self.labels is not None:
+            plain["labels"] = list(self.labels)
         if self.taught is not None:
             plain["taught"] = self.taught.to_json()
         plain["model"] = self.model.spec
@@ -187,6 +193,16 @@ def _taught(config: RunConfig, name: str) -> Taught:
     )
 
 
+def _spoken(config: RunConfig, name: str) -> tuple[str, ...]:
+    """Return what decides the classes of a stage's network besides its labels: who its teachers are."""
+    stage = config.stages[name]
+    if stage.labels is None and not config.data.ontology:
+        return ()
+    inside = [config.stages.get(teacher) for teacher in stage.teacher]
+    told = ["outside" if one is None else "all" if one.labels is None else "+".join(one.labels) for one in inside]
+    return (*told, *(word for name in stage.teacher if name in config.stages for word in _spoken(config, name)))
+
+
 def train_job(config: RunConfig, node: Node) -> TrainJob:
     """Return what the ``train`` node reads of the configuration."""
     from medkd.methods import catalogue
@@ -214,4 +230,6 @@ def train_job(config: RunConfig, node: Node) -> TrainJob:
         part=None if node.part is None or stage.inner_folds is None else (node.part, stage.inner_folds),
         allow_leakage=config.allowed((*(stage.teacher if has_teacher else ()), *((stage.init,) if stage.init else ()))),
         taught=_taught(config, node.stage) if node.arm == "compute" else None,
+        labels=stage.labels,
+        spoken=_spoken(config, node.stage),
     )

@@ -87,6 +87,15 @@ def _stage(config: RunConfig, name: str, stage: Stage) -> Iterator[Mistake]:
     seeds = config.seeds_of(name)
     if len(set(seeds)) < len(seeds):
         yield ("seeds",), "a seed is named twice; keep one"
+    if stage.labels == ():
+        if not stage.teacher:
+            yield ("labels",), "a stage that knows no label needs a teacher; add `teacher`, or name the classes"
+        elif not stage.unlabelled:
+            yield ("unlabelled",), "a stage that knows no label has unlabelled cases only; drop `unlabelled: false`"
+        if arms := [arm for arm in stage.control if arm != "pseudo"]:
+            yield ("control",), f"the arm {arms[0]} learns from labels, and this stage knows none; drop it"
+    if stage.labels is not None and stage.labelled is not None and not stage.labels:
+        yield ("labelled",), "this stage knows no label, so there is no case to keep the labels of; drop `labelled`"
     labels = [method.label for method in stage.methods]
     for i, label in enumerate(labels):
         if label in labels[:i]:
@@ -253,8 +262,18 @@ def check_splits(config: RunConfig, dataset: Dataset) -> None:
         UserError: the folds need more patients, or a stage wants more labels than a fold's training cases have.
     """
     from medkd.data.splits import inner_parts, labelled_subset, make_folds
+    from medkd.teachers.labels import Ontology
 
     data = config.data
+    ontology = Ontology.of(dataset.labels, data.ontology)
+    for name, stage in config.stages.items():
+        if stage.labels is not None:
+            own = ontology.part(stage.labels, f"stages.{name}.labels")
+            if strange := next((word for word in own if word not in dataset.labels), None):
+                raise UserError(
+                    f"stages.{name}.labels names {strange}, which only the ontology has: no label map of the dataset "
+                    f"knows it; leave it to a teacher"
+                )
     folds = make_folds(dataset, folds=data.folds, seed=data.seed, validation=data.validation)
     for name, stage in config.stages.items():
         for fold in data.run_folds:

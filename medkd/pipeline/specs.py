@@ -87,6 +87,7 @@ class DataConfig(Strict):
     run_folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], one_or_many(int), Field(min_length=1)] = (0,)
     seed: int = 0
     validation: float = Field(default=0.15, gt=0, lt=1)
+    ontology: Annotated[dict[str, Annotated[tuple[str, ...], one_or_many(str)]], Field(default_factory=dict)]
 
 
 class TrainConfig(Strict):
@@ -136,6 +137,7 @@ class Stage(Strict):
     trust_pickle: bool = False
     init: str | None = None
     control: Annotated[tuple[ControlArm, ...], control_arms(ControlArm)] = ()
+    labels: Annotated[tuple[str, ...] | None, perhaps(str)] = None
     labelled: int | None = Field(default=None, ge=1)
     labelled_draw: Literal["fixed", "per_seed"] = "fixed"
     unlabelled: bool = False
@@ -154,6 +156,8 @@ class Stage(Strict):
     def _by_teacher(cls, values: Any) -> Any:
         """A stage with a teacher has a control arm and uses unlabelled cases, unless it says otherwise."""
         if isinstance(values, Mapping) and values.get("teacher"):
+            if values.get("labels") == []:  # without labels there is no such arm
+                return {"unlabelled": True, **values}
             return {"control": ("steps",), "unlabelled": True, **values}
         return values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +30,23 @@ from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.dry import check_method, dry_run
 from medkd.pipeline.steps.export import best_seed
+from medkd.pipeline.steps.gather import Gathered
 from medkd.pipeline.steps.ground import Ground
-from medkd.pipeline.steps.report import Gathered, spread
-from medkd.pipeline.steps.teachers import admit, cards_of, live_teachers, stored_cards
+from medkd.pipeline.steps.teachers import (
+    Member,
+    admit,
+    channels_of,
+    known_to,
+    leakage_line,
+    live_networks,
+    live_teachers,
+    open_members,
+    stored_members,
+    write_members,
+)
 from medkd.pipeline.steps.train import Validation, provenance
+from medkd.teachers.adapters.medkd import card_of
+from medkd.teachers.labels import Ontology
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 PLAN = Plan(
@@ -62,7 +76,8 @@ def ground_of(tmp_path: Path, **cases: tuple[np.ndarray, np.ndarray]) -> Any:
     for case, (image, label) in cases.items():
         store.add(case, image[None].astype(np.float32), label)
     dataset = SimpleNamespace(labels=LABELS)
-    return SimpleNamespace(store=store, dataset=dataset, classes=len(LABELS), plan=PLAN)
+    taught = tuple(name for name, value in LABELS.items() if value)
+    return SimpleNamespace(store=store, dataset=dataset, classes=len(LABELS), plan=PLAN, taught=taught)
 
 
 def test_validation_is_the_mean_over_classes_of_the_mean_over_cases(tmp_path: Path) -> None:
@@ -105,11 +120,6 @@ def test_the_seed_with_the_best_validation_is_exported(tmp_path: Path) -> None:
 
 def row(arm: str, seed: int, dice: float = 0.5) -> Row:
     return Row(arm, arm.partition(".")[0], 0, seed, "case_1", "case_1", "liver", {"dice": dice}, 10, 10)
-
-
-def test_one_seed_is_paired_with_several() -> None:
-    assert [(r.seed, r.values["dice"]) for r in spread([row("t", 3, 0.7)], (4, 5))] == [(4, 0.7), (5, 0.7)]
-    assert spread([], (0, 1)) == []
 
 
 RUN = """\
@@ -159,21 +169,33 @@ def save(folder: Path, **changes: Any) -> Path:
 
 def test_teachers_are_found_in_order_and_told_apart(tmp_path: Path) -> None:
     a, b = save(tmp_path / "a" / "net", trained_on=("x",)), save(tmp_path / "b" / "net", trained_on=("y",))
-    inputs = {"prepare": tmp_path, "train.few.m0.f0.s0.main": a, "train.fewer.m0.f0.s0.main": b}
+    inputs = {"prepare": tmp_path, "train.few.m0.p1.f0.s0.main": a, "train.fewer.m0.f0.s0.main": b}
     assert live_teachers(("fewer", "few", "else/where"), inputs) == [b, a, Path("else/where")]
-    assert {name: found.trained_on for name, found in cards_of([a, b]).items()} == {str(a): ("x",), str(b): ("y",)}
-    assert list(cards_of([a])) == ["net"]
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} is not a model folder")):
-        cards_of([a, tmp_path])
+    found = open_members(("fewer", str(a), "few"), inputs)
+    assert [(one.name, one.source, one.card.trained_on) for one in found] == [
+        (str(b), "fewer", ("y",)),
+        (f"{a}#1", str(a), ("x",)),
+        (f"{a}#2", "few", ("x",)),
+    ]
+    assert [one.name for one in open_members(("few",), inputs)] == ["net"]
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'c'} does not exist")):
+        open_members((str(a), str(tmp_path / "c")), inputs)
 
 
 def test_cards_are_stored_beside_targets(tmp_path: Path) -> None:
-    told = card(trained_on=("x", "y"), provenance={"licences": {"Tiny": "CC0"}})
+    told = card(trained_on=("x", "y"), patients=("p",), provenance={"licences": {"Tiny": "CC0"}})
+    write_members([member(told)], tmp_path)
+    (found,) = stored_members(tmp_path)
+    assert found == member(told)
+    # As earlier versions wrote them: the cards of medkd's own models alone.
     (tmp_path / "teachers.json").write_text(json.dumps({"net": vars(told)}))
-    (found,) = stored_cards({"prepare": tmp_path / "other", "targets.few.f0": tmp_path}).items()
-    assert found[0] == "net"
-    for field in ("labels", "plan", "trained_on", "patients", "provenance"):
-        assert getattr(found[1], field) == getattr(told, field)
+    (old,) = stored_members(tmp_path)
+    assert old.card == replace(found.card, identity=old.card.identity)
+    assert old.licences == {"Tiny": "CC0"}
+
+
+def member(told: ModelCard, name: str = "net", source: str = "teachers") -> Member:
+    return Member(name, source, card_of(told, name, "medkd", "weights"))
 
 
 def dataset_and_split(root: Path) -> tuple[Dataset, Split]:
@@ -184,43 +206,85 @@ def dataset_and_split(root: Path) -> tuple[Dataset, Split]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"labels": {"background": 0, "spleen": 1, "liver": 2}}, "teacher net knows"),
+        ({"labels": {"background": 0, "liver": 1, "splen": 2}}, r"teacher net names the class 'splen', .*'spleen'"),
         ({"in_channels": 2}, "teacher net takes 2 channels and the data have 1"),
-        ({"plan": {**PLAN.to_json(), "spacing_mm": [2.0, 2.0, 2.0]}}, "was made for spacing_mm"),
     ],
 )
 def test_a_teacher_for_other_data_is_refused(tiny_dataset: Path, changes: dict[str, Any], said: str) -> None:
     dataset, split = dataset_and_split(tiny_dataset)
-    admit({"net": card()}, split, dataset, PLAN)
+    known = {"trained_on": split.train}
+    assert admitted(dataset, split, member(card(**known))) == ()
     with pytest.raises(UserError, match=said):
-        admit({"net": card(**changes)}, split, dataset, PLAN)
-    if "plan" in changes:
-        admit({"net": card(**changes)}, split, dataset, None)  # before the plan is known
+        admitted(dataset, split, member(card(**known, **changes)))
+
+
+def admitted(dataset: Dataset, split: Split, *members: Member, allowed: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return admit(members, split, dataset, Ontology.of(dataset.labels), allowed)
+
+
+def test_a_live_teacher_must_read_the_students_patches(tiny_dataset: Path, tmp_path: Path) -> None:
+    (good,) = open_members((str(save(tmp_path / "good")),), {})
+    assert len(live_networks([good], PLAN)) == 1
+    changed = {**PLAN.to_json(), "spacing_mm": [2.0, 2.0, 2.0]}
+    (bad,) = open_members((str(save(tmp_path / "net", plan=changed)),), {})
+    with pytest.raises(UserError, match=r"a method here needs the teacher in every step, and .*net was made for spac"):
+        live_networks([good, bad], PLAN)
+    assert len(live_networks([good, bad], None)) == 2  # before the plan is known
+
+
+def test_teachers_of_other_classes_say_which_of_the_runs_they_are() -> None:
+    ontology = Ontology.of(LABELS)
+    same, other = member(card()), member(card(labels={"background": 0, "spleen": 1}))
+    turned = member(card(labels={"background": 0, "spleen": 1, "liver": 2}))
+    assert channels_of([same, same], ontology) is None
+    assert channels_of([same, turned], ontology) == [(1, 2), (2, 1)]
+    assert channels_of([other], ontology) == [(2,)]
+    assert known_to([same, other], ontology) is None
+    assert known_to([other], ontology) == (True, False, True)
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_a_teacher_of_a_held_out_patient_is_refused(tiny_dataset: Path, part: str) -> None:
     dataset, split = dataset_and_split(tiny_dataset)
     held, said = getattr(split, part)[0], f"teacher 'net' was trained on patients of the student's {part} cases: "
-    admit({"net": card(trained_on=(*split.train, *split.unlabelled))}, split, dataset, PLAN)
+    assert admitted(dataset, split, member(card(trained_on=(*split.train, *split.unlabelled)))) == ()
+    bad = member(card(trained_on=(*split.train, held)))
     with pytest.raises(UserError, match=said + held):
-        admit({"net": card(trained_on=(*split.train, held))}, split, dataset, PLAN)
+        admitted(dataset, split, bad)
+    with pytest.raises(UserError, match=said + held):
+        admitted(dataset, split, bad, allowed=("another",))
+    told = (f"overridden by hand: net was trained on patients of 1 {part} case of its student",)
+    assert admitted(dataset, split, bad, allowed=("teachers",)) == told
     description = json.loads((tiny_dataset / "dataset.json").read_text())
     (tiny_dataset / "dataset.json").write_text(json.dumps({**description, "groups": {held: "p"}}))
     # Another scan of the same patient, which this dataset does not list.
     with pytest.raises(UserError, match=said + held):
-        admit({"net": card(trained_on=("scan",), patients=("p",))}, split, load_dataset(tiny_dataset), PLAN)
+        admitted(load_dataset(tiny_dataset), split, member(card(trained_on=("scan",), patients=("p",))))
+
+
+def test_what_is_not_known_of_a_teacher_is_told_and_carried_on(tiny_dataset: Path) -> None:
+    dataset, split = dataset_and_split(tiny_dataset)
+    unknown = member(card(), "stranger")
+    (told,) = admitted(dataset, split, unknown)
+    assert told == "not known for stranger, which does not tell what it was trained on"
+    # An assistant that learned from it is no better known.
+    assistant = member(card(trained_on=split.train, provenance={"leakage": told}), "assistant")
+    assert admitted(dataset, split, assistant, unknown) == (told,)
+    assert leakage_line([{"leakage": told}, {"leakage": "none"}, {}, {"leakage": f"{told}; overridden"}]) == (
+        f"{told}; overridden"
+    )
+    assert leakage_line([{"leakage": "none"}]).startswith("none: no teacher was trained on")
 
 
 def test_provenance_inherits_licences(tiny_dataset: Path) -> None:
     dataset, split = dataset_and_split(tiny_dataset)
     ground: Any = SimpleNamespace(dataset=dataset, facts={"data_hash": "abc"})
-    before = {
-        "net": card(provenance={"licences": {"Other": "CC-BY-NC-4.0"}}),
-        "start": card(provenance={"licences": {"Third": "MIT"}}),
-    }
+    before = [
+        member(card(provenance={"licences": {"Other": "CC-BY-NC-4.0"}})),
+        member(card(provenance={"licences": {"Third": "MIT"}}), "start"),
+    ]
     node = Node("train", "student", 0, 0, 0, "main")
-    told = provenance(node, ground, split.train, split.unlabelled, ["net"], before)
+    told = provenance(node, ground, split.train, split.unlabelled, before[:1], before)
     assert told["licences"] == {"Tiny": "CC0", "Other": "CC-BY-NC-4.0", "Third": "MIT"}
     assert told["teachers"] == ["net"]
     assert (told["labelled"], told["unlabelled"]) == (list(split.train), list(split.unlabelled))
@@ -251,12 +315,16 @@ def test_a_dry_run_tells_plan_split_and_stages(tiny_dataset: Path) -> None:
         told[2],
     )
     assert told[3].startswith("student: UNet, ")
-    # 3 + 2 cases, 3 classes of 2 bytes, 24 x 28 x 20 voxels that are not resampled.
-    assert told[4] == "student: targets of 5 cases are stored once, for all seeds: 0.4 MB before compression"
+    # 3 + 2 cases, 3 classes, 24 x 28 x 20 voxels that are not resampled.
+    assert re.fullmatch(
+        r"student: targets of 5 cases are stored once, for all seeds: about 0\.\d MB as full16", told[4]
+    )
     coarse = dry_run(config_of(tiny_dataset, "plan.spacing_mm=[0.15, 0.15, 0.2]"))
-    assert coarse[4].endswith(": 403.2 MB before compression")
+    assert re.search(r"about \d{3}\.\d MB as full16$", coarse[4])
+    topk = dry_run(config_of(tiny_dataset, "stages.student.targets={encoding: topk, k: 2}"))
+    assert topk[4].endswith(" MB as topk of 2 classes")
     live = dry_run(config_of(tiny_dataset, "stages.student.methods=[supervised, at]"))
-    assert live[4] == "student: its methods read the teacher's features, so the teacher runs live in every step"
+    assert live[4].startswith("student: at reads the teacher's features bottleneck, so the teacher runs live in every")
 
 
 def test_a_method_may_need_more_patches_than_a_batch_has() -> None:

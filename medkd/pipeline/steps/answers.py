@@ -20,13 +20,15 @@ from medkd.pipeline.steps.panel import Panel
 from medkd.pipeline.steps.teachers import admit, open_members, write_members
 from medkd.teachers.cache import TargetStore
 from medkd.teachers.encodings import Encoding
+from medkd.teachers.fusion import Fused
 
 STORE = "answers"
 KNOWN = "known.json"
+_CLASS = "class"
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
-    """Write ``answers/`` (8-bit probabilities on the prepared grid), ``teachers.json`` and ``known.json``.
+    """Write ``answers/`` (8-bit probabilities and classes on the prepared grid), ``teachers.json``, ``known.json``.
 
     Of teachers that no stage of the run evaluates as they teach (from outside, or several stages together) also
     ``predictions/`` and ``cases.csv``, as an ``evaluate`` node does. The folder may be deleted once the run is done.
@@ -51,20 +53,23 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     known: dict[str, list[bool]] = {}
     for done, case in enumerate(split.test, 1):
         known[case] = [bool(one) for one in panel.known(case)]
-        if unmeasured or not store.has(case):
+        if unmeasured or not (store.has(case) and store.volumes.has(case, _CLASS)):
             fused = panel.answer(case)
             store.write(case, fused.probabilities)
+            # In 8 bits two classes may be equal that were not.
+            store.volumes.write(case, _CLASS, fused.probabilities.argmax(0)[None].astype(np.int16))
             if unmeasured:
-                rows += _measure(node, case, fused.probabilities, ground, out)
+                rows += _measure(node, case, fused, ground, out)
         context.progress({"node": node.name, "step": done, "of": len(split.test)})
     (out / KNOWN).write_text(json.dumps({case: one for case, one in known.items() if not all(one)}))
     if unmeasured:
         write_rows(out / "cases.csv", rows)
 
 
-def _measure(node: Node, name: str, probabilities: NDArray[Any], ground: Ground, out: Path) -> list[Row]:
-    """Measure an answer on the case's original grid and keep its label map."""
+def _measure(node: Node, name: str, fused: Fused, ground: Ground, out: Path) -> list[Row]:
+    """Measure an answer on the case's original grid, by the classes that it knows, and keep its label map."""
     case, config = ground.dataset.case(name), ground.context.config
+    probabilities = fused.probabilities
     assert case.label is not None  # the test part has labelled cases only
     volume = read_volume(case.images)
     shape = tuple(int(side) for side in probabilities.shape[1:])
@@ -82,7 +87,7 @@ def _measure(node: Node, name: str, probabilities: NDArray[Any], ground: Ground,
         answer,
         read_label(case.label, like=volume),
         volume.spacing_mm,
-        ground.dataset.labels,
+        {label: value for label, value in ground.dataset.labels.items() if fused.known[value]},
         config.evaluate.metrics,
         convention=config.evaluate.surfaces,
         lesions=config.evaluate.lesions,
@@ -114,6 +119,10 @@ class Answers:
     def read(self, case: str) -> Any:
         """Return the teachers' probabilities ``(K, *S)``, sliceable."""
         return self.store.read(case)
+
+    def classes(self, case: str) -> NDArray[np.int16]:
+        """Return the classes that the teachers chose, ``(*S)``."""
+        return np.asarray(self.store.volumes.read(case, _CLASS)[0])
 
     def known(self, case: str) -> NDArray[np.bool_] | None:
         """Return which of the K classes the teachers know, or None for all."""

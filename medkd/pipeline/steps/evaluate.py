@@ -20,6 +20,7 @@ from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.answers import Answers
 from medkd.pipeline.steps.ground import Ground
+from medkd.pipeline.steps.share import measured_labels, share_of
 from medkd.pipeline.steps.teachers import live_teachers
 
 RELIABILITY = "reliability.json"
@@ -35,6 +36,8 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     case whose probabilities are too large to hold is left out there.
     """
     ground = Ground.of(inputs, context)
+    share = share_of(context.config, node.stage, ground.dataset, ground.ontology)
+    measured = measured_labels(share, ground.dataset.labels, taught=node.arm in ("main", "pseudo"))
     model = SegmentationModel.from_folder(live_teachers((node.stage,), inputs), device=context.device)
     teachers = Answers.among(inputs)
     cases = ground.split(node.fold).test
@@ -49,12 +52,13 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         volume = read_volume(case.images)
         label = read_label(case.label, like=volume)
         answer, probabilities = predict(model, volume)
+        answer, probabilities = share.classes_in_run(answer), share.probabilities_in_run(probabilities)
         write_label(predictions / f"{name}.nii.gz", answer, volume.geometry)
         rows += measure_rows(
             answer,
             label,
             volume.spacing_mm,
-            ground.dataset.labels,
+            measured,
             context.config.evaluate.metrics,
             convention=context.config.evaluate.surfaces,
             lesions=context.config.evaluate.lesions,
@@ -66,11 +70,10 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
             seed=node.seed or 0,
         )
         if probabilities is not None:
-            truth = np.asarray(ground.store.label(name)[0])
+            truth = share.told_apart(np.asarray(ground.store.label(name)[0]))
             trusted += calibration_of(name, probabilities, truth)
             if teachers is not None:
-                told = teachers.read(name), teachers.known(name)
-                faithful.append(fidelity_of(name, probabilities, truth, *told, ground))
+                faithful.append(fidelity_of(name, probabilities, truth, teachers, ground))
         context.progress({"node": node.name, "step": done, "of": len(cases)})
     write_rows(out / "cases.csv", rows)
     (out / RELIABILITY).write_text(json.dumps({"region": REGION, "cases": trusted}, indent=1))
@@ -113,22 +116,21 @@ def fidelity_of(
     name: str,
     probabilities: NDArray[np.float32],
     truth: NDArray[Any],
-    told: Any,
-    known: NDArray[np.bool_] | None,
+    teachers: Answers,
     ground: Ground,
 ) -> CaseFidelity:
     """Compare one case with what the teachers said of it.
 
     Classes that no teacher knows are background to them, so they are for the arm too, and no outcome is counted.
     """
-    labels = dict(ground.dataset.labels)
+    labels, known = dict(ground.dataset.labels), teachers.known(name)
     if known is not None:
         probabilities, truth = probabilities.copy(), truth.copy()
         probabilities[0] += probabilities[~known].sum(0)
         probabilities[~known] = 0
         truth[np.isin(truth, np.flatnonzero(~known))] = 0
         labels = {label: value for label, value in labels.items() if known[value]}
-    said = np.asarray(told[...])
+    classes = teachers.classes(name)
     regions = region_map(truth, ground.plan.spacing_mm)
-    who = outcomes(said.argmax(0), probabilities.argmax(0), truth, labels)
-    return CaseFidelity(name, agreement(said, probabilities, regions), who)
+    who = outcomes(classes, probabilities.argmax(0), truth, labels)
+    return CaseFidelity(name, agreement(teachers.read(name), probabilities, regions, classes), who)

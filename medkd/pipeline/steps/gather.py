@@ -21,6 +21,7 @@ from medkd.pipeline.graph import exported_stage
 from medkd.pipeline.nodes import Node
 from medkd.pipeline.rules import ARMS, arm_name, arms_of
 from medkd.pipeline.steps.ground import Ground
+from medkd.pipeline.steps.targets import fusion_line
 from medkd.pipeline.steps.teachers import CARDS, leakage_line, stored_members
 from medkd.report.study import Study, study_of
 from medkd.report.summary import Arm, Comparison, Curve, Parity, Provenance
@@ -244,6 +245,9 @@ class Gathered:
             result = json.loads((folder / "result.json").read_text())
             if result["dice"] <= 0:
                 yield f"{name} never found a foreground voxel in validation; train longer or lower the learning rate"
+        for _, folder in self.nodes("targets"):
+            if told := fusion_line(folder):
+                yield told
         stage = self.context.config.stages[self.student]
         if stage.teacher and len(self.context.config.seeds_of(self.student)) == 1:
             yield "One seed only: the interval does not know how much another seed would differ; set `seeds: [0, 1, 2]`"

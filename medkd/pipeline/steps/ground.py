@@ -9,13 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medkd.data.dataset import Dataset, load_dataset
 from medkd.data.plan import Plan
 from medkd.data.splits import Split, make_folds
 from medkd.data.store import Store
 from medkd.errors import UserError
 from medkd.pipeline.context import Context
-from medkd.teachers.labels import Ontology
+from medkd.teachers.labels import Ontology, renumber
 
 
 def read_dataset(context: Context) -> Dataset:
@@ -69,7 +72,22 @@ class Ground:
     @cached_property
     def ontology(self) -> Ontology:
         """Which class of others is which of the run's."""
-        return Ontology.of(self.dataset.labels)
+        return Ontology.of(self.dataset.labels, self.context.config.data.ontology)
+
+    @property
+    def here(self) -> NDArray[np.int64]:
+        """The value that the network has for each class of the run; 0 for a class that it has not."""
+        return renumber(self.ontology.labels, self.dataset.labels)
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """The classes that the label maps tell from background."""
+        return tuple(name for name, value in self.dataset.labels.items() if value > 0)
+
+    @property
+    def known(self) -> tuple[bool, ...] | None:
+        """Which classes the labels tell from background, ``(K,)``; None for all."""
+        return None
 
     @property
     def classes(self) -> int:
@@ -108,4 +126,4 @@ class Ground:
     def _lacking(self, cases: tuple[str, ...]) -> str | None:
         """Return a class that none of the labelled cases has."""
         found = {value for case in cases for value in self.store.index[case]["voxels"]}
-        return next((name for name, v in self.dataset.labels.items() if v > 0 and str(v) not in found), None)
+        return next((name for name in self.taught if str(self.dataset.labels[name]) not in found), None)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medkd.data.dataset import Dataset
 from medkd.data.splits import Split, make_folds
@@ -67,8 +69,22 @@ class Panel:
         Raises:
             UserError: the case does not fit a teacher.
         """
-        asked = self.about(case)
-        pooled = self._pooled(case, asked, keep=self.trust == "disagreement")
+        return self._together(self._pooled(case, self.about(case), keep=self.trust == "disagreement"))
+
+    def live(self, case: str, image: Tensor) -> Tensor | None:
+        """Return what the panel says of a patch ``(1, C, *S)`` of a case, ``(1, K, *S)``; None where it is not live."""
+        pool = _Pool()
+        for member in self.about(case):
+            assert member.teacher is not None
+            network = member.teacher.network(self.ground.plan)
+            if network is None:
+                return None
+            device = next((p.device for p in network.parameters()), torch.device("cpu"))
+            said = network(image.to(device)).float().softmax(1)[0].cpu().numpy()
+            pool.add((member.source if self.temperatures else "", self._classes(member)), said)
+        return torch.from_numpy(self._together(pool).probabilities)[None]
+
+    def _together(self, pooled: _Pool) -> Fused:
         union = self.ground.ontology.labels
         answers = [Answer(p, classes, self.temperatures.get(source, 1.0)) for (source, classes), p in pooled.mean()]
         fused = fuse_answers(answers, union)

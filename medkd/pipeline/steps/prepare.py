@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from medkd.data.fingerprint import fingerprint
@@ -16,6 +17,7 @@ from medkd.errors import UserError
 from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.ground import Ground, read_dataset
+from medkd.teachers.labels import Ontology
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
@@ -37,7 +39,8 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         more = f" (and {len(broken) - 3} more)" if len(broken) > 3 else ""
         told = "; ".join(problem.text for problem in broken[:3])
         raise UserError(f"the dataset {dataset.root} is broken: {told}{more}; see `medkd data inspect {dataset.root}`")
-    plan = make_plan(facts, dataset, config.plan or None)
+    union = Ontology.of(dataset.labels, config.data.ontology).labels
+    plan = make_plan(facts, replace(dataset, labels=dict(union)), config.plan or None)
     folds = make_folds(dataset, folds=config.data.folds, seed=config.data.seed, validation=config.data.validation)
     store = Store(out)
     for done, case in enumerate(dataset.cases, len(dataset.cases)):

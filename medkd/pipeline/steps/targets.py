@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,22 @@ from medkd.pipeline.folder import read_manifest, write_text
 from medkd.pipeline.nodes import Node, targets_json, targets_node
 from medkd.pipeline.specs import Stage
 from medkd.pipeline.steps import room
+from medkd.pipeline.steps.fidelity import audited
 from medkd.pipeline.steps.ground import Ground
 from medkd.pipeline.steps.panel import Panel, who_answers
 from medkd.pipeline.steps.teachers import admit, open_members, targets_folder, write_members
 from medkd.teachers.cache import TargetStore, content_digest
 from medkd.teachers.encodings import Encoding
+from medkd.teachers.fusion import Fused
 
 CALIBRATION = "calibration.json"
 KNOWN = "known.json"
+FUSION = "fusion.jsonl"
+AUDIT = "audit.json"
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
-    """Write ``targets/``, ``teachers.json``, ``calibration.json`` and ``known.json``.
+    """Write ``targets/``, ``teachers.json``, ``calibration.json``, ``known.json``, ``fusion.jsonl`` and ``audit.json``.
 
     Cases that an interrupted attempt stored whole are kept.
 
@@ -57,19 +61,63 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
     def report(done: int, of: int) -> None:
         context.progress({"node": node.name, "step": done, "of": of})
 
-    fill(store, cases, panel, report)
+    with (out / FUSION).open("a") as file:  # a line a case; an interrupted attempt goes on after its own
+        fill(store, cases, panel, report, lambda case, fused: note_fusion(file, case, fused))
+    told = audited(panel, stored(out), cases, store.encoding.name)
+    write_text(out / AUDIT, json.dumps(told, indent=1))
+    context.progress({"node": node.name, "note": "; ".join(_notes(out, told))})
+
+
+def _notes(out: Path, audit: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what calibration and audit found, in a few words each."""
+    for source, one in json.loads((out / CALIBRATION).read_text()).items():
+        if one["ece_before"] is not None:
+            used = "" if one["applied"] else " (not applied)"
+            change = f"ECE {one['ece_before']:.3f} to {one['ece_after']:.3f}"
+            yield f"{Path(source).name}: temperature {one['value']:.2f}{used}, {change}"
+    if "augmented" in audit:
+        found = audit["augmented"]["all"]
+        yield f"stored against live: KL {found['kl_nats']:.2g} nats, same class {found['agreement']:.2%}"
 
 
 def fill(
-    store: TargetStore, cases: Sequence[str], panel: Panel, progress: Callable[[int, int], None] = lambda done, of: None
+    store: TargetStore,
+    cases: Sequence[str],
+    panel: Panel,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    note: Callable[[str, Fused], None] = lambda case, fused: None,
 ) -> None:
     """Store what the panel says of those cases that are missing or damaged."""
 
     def answer(case: str) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         fused = panel.answer(case)
+        note(case, fused)
         return fused.probabilities, fused.trust
 
     store.fill(cases, answer, progress)
+
+
+def note_fusion(file: IO[str], case: str, fused: Fused) -> None:
+    """Write how far the teachers agreed about a case."""
+    trusted = 1.0 if fused.trust is None else float(fused.trust.mean())
+    line = {"case": case, "claimed": fused.claimed, "conflicts": fused.conflicts, "trust": trusted}
+    file.write(json.dumps(line) + "\n")
+    file.flush()
+
+
+def fusion_line(folder: Path) -> str | None:
+    """Return a sentence on how far teachers of different classes agreed, or None where they never contradicted."""
+    file = folder / FUSION
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    told = {line["case"]: line for line in lines}.values()
+    conflicts, claimed = (sum(line[key] for line in told) for key in ("conflicts", "claimed"))
+    if not conflicts:
+        return None
+    trust = sum(line["trust"] for line in told) / len(told)
+    return (
+        f"Teachers of different classes claim the same voxel in {conflicts / claimed:.2%} of the voxels that one "
+        f"claims; there the surer one is believed and trust is lowered, to {trust:.4f} on average over whole volumes"
+    )
 
 
 def encoding_of(stage: Stage, cases: Sequence[str], ground: Ground, out: Path) -> Encoding | None:
@@ -142,11 +190,12 @@ class Stored:
         return self._known.get(case)
 
 
-def repair(inputs: Mapping[str, Path], cases: Sequence[str], ground: Ground) -> Stored:
+def repair(reader: str, inputs: Mapping[str, Path], cases: Sequence[str], ground: Ground) -> Stored:
     """Return the stored targets of a finished node, whole: what was damaged since is made again.
 
     Args:
-        inputs: of the training that reads them.
+        reader: name of the training that reads them.
+        inputs: of that training.
         cases: that it reads.
         ground: its data.
 
@@ -167,5 +216,12 @@ def repair(inputs: Mapping[str, Path], cases: Sequence[str], ground: Ground) -> 
             )
         panel = assemble(stage_of(node, ground.context), before, ground, ground.split(node.fold))
         fill(store, damaged, replace(panel, temperatures=temperatures(folder)))
+        ground.context.progress({"node": reader, "note": f"{len(damaged)} damaged answers of teachers were made again"})
+    return stored(folder, store)
+
+
+def stored(folder: Path, store: TargetStore | None = None) -> Stored:
+    """Return the stored targets in the folder of a ``targets`` node."""
     known = folder / KNOWN
-    return Stored(store, json.loads(known.read_text()) if known.is_file() else {})
+    told = json.loads(known.read_text()) if known.is_file() else {}
+    return Stored(store or TargetStore(folder / "targets"), told)

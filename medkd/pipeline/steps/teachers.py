@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medkd.data.dataset import Dataset
 from medkd.data.plan import Plan
@@ -204,18 +206,32 @@ def live_networks(members: Iterable[Member], plan: Plan | None) -> list[torch.nn
     return found
 
 
-def channels_of(members: Sequence[Member], ontology: Ontology) -> list[tuple[int, ...]] | None:
-    """Return the run's class of each channel of each teacher, from 1 on; None where all have the run's own classes."""
-    found = [channels_in(ontology.channels(one.card.labels, f"teacher {one.name}"), ontology.labels) for one in members]
-    own = tuple(range(1, len(ontology.labels)))
+def channels_of(
+    members: Sequence[Member], ontology: Ontology, here: NDArray[np.int64] | None = None
+) -> list[tuple[int, ...]] | None:
+    """Return the student's class of each channel of each teacher, from 1 on; None where all have its own classes.
+
+    Args:
+        members: teachers.
+        ontology: the classes of the run.
+        here: the student's value of each class of the run, 0 for one that it has not; None where it has them all.
+    """
+    here = np.arange(len(ontology.labels)) if here is None else here
+    union = [channels_in(ontology.channels(one.card.labels, f"teacher {one.name}"), ontology.labels) for one in members]
+    found = [tuple(int(here[value]) for value in channels) for channels in union]
+    own = tuple(range(1, int(here.max()) + 1))
     return None if all(channels == own for channels in found) else found
 
 
-def known_to(members: Iterable[Member], ontology: Ontology) -> tuple[bool, ...] | None:
-    """Return which classes of the run somebody tells from background, ``(K,)``; None for all."""
+def known_to(
+    members: Iterable[Member], ontology: Ontology, here: NDArray[np.int64] | None = None
+) -> tuple[bool, ...] | None:
+    """Return which classes of the run, or of a student as in :func:`channels_of`, somebody knows; None for all."""
     named = [name for one in members for name in ontology.channels(one.card.labels, f"teacher {one.name}")]
-    known = tuple(bool(one) for one in ontology.knows(named))
-    return None if all(known) else known
+    knows = ontology.knows(named)
+    if here is not None:
+        knows = np.array([bool(knows[here == value].any()) or value == 0 for value in range(int(here.max()) + 1)])
+    return None if knows.all() else tuple(bool(one) for one in knows)
 
 
 def leakage_line(cards: Iterable[Mapping[str, Any]]) -> str:

@@ -19,7 +19,6 @@ from medkd.data.splits import Split, inner_parts, labelled_subset
 from medkd.data.strides import thick_axis
 from medkd.data.transforms import Augment
 from medkd.errors import UserError
-from medkd.inference.window import sliding_window
 from medkd.methods import catalogue
 from medkd.methods.base import Weight
 from medkd.networks.weights import ModelCard, load_network, save_network
@@ -28,6 +27,7 @@ from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node, TrainJob, train_job
 from medkd.pipeline.steps.compute import same_compute
 from medkd.pipeline.steps.ground import Ground
+from medkd.pipeline.steps.share import PartTargets, StageGround
 from medkd.pipeline.steps.targets import repair
 from medkd.pipeline.steps.teachers import (
     NO_LEAK,
@@ -41,6 +41,7 @@ from medkd.pipeline.steps.teachers import (
     stored_members,
     targets_folder,
 )
+from medkd.pipeline.steps.validation import Agreement, Validation
 from medkd.pipeline.track import trackers_of
 from medkd.training.fit import Fit, Trainer
 from medkd.training.settings import Settings
@@ -49,7 +50,8 @@ from medkd.types import Batch
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
     """Write the model folder (best by validation Dice), ``last/``, ``log.jsonl`` and ``result.json``."""
-    ground, job = Ground.of(inputs, context), train_job(context.config, node)
+    whole, job = Ground.of(inputs, context), train_job(context.config, node)
+    ground = StageGround.at(inputs, whole, node.stage)
     job = same_compute(job, node, ground, inputs, out)
     split = ground.split(node.fold)
     ground.check_classes(node.fold or 0)
@@ -74,14 +76,15 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
         settings=settings,
         image_shape=(len(ground.dataset.channels), *ground.plan.patch),
         folder=out,
-        channels=channels_of(teachers, ground.ontology) if live else None,
+        channels=channels_of(teachers, ground.ontology, ground.here) if live else None,
     )
+    told = targets(node, job, inputs, whole, ground, (*labelled, *unlabelled))
     drawn = sampling(job, ground, labelled, unlabelled, batch)
     patches = Patches(
         ground.store,
-        replace(drawn, live_known=known_to(teachers, ground.ontology) if live else None),
+        replace(drawn, live_known=known_to(teachers, ground.ontology, ground.here) if live else None),
         augment(job, ground),
-        targets(job, inputs, ground, (*labelled, *unlabelled)),
+        told,
     )
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
@@ -89,7 +92,9 @@ def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context)
 
     fit = trainer.fit(
         batches,
-        Validation(ground, split.validation, job.train.validation_cases),
+        Validation(ground, split.validation, job.train.validation_cases)
+        if ground.taught
+        else Agreement(ground, unlabelled, job.train.validation_cases, told),
         lambda event: context.progress({"node": node.name, **event, **_dice(event)}),
         trackers_of(node, out, context, {**job.to_json(), "data_hash": ground.facts["data_hash"]}),
     )
@@ -116,6 +121,8 @@ def training_cases(job: TrainJob, split: Split, ground: Ground) -> tuple[tuple[s
         UserError: too few patients for the parts, or a class that the cases kept by a part lack.
     """
     labelled, unlabelled = split.train, split.unlabelled
+    if not ground.taught:
+        labelled, unlabelled = (), (*labelled, *unlabelled)
     if job.labelled is not None:
         labelled, rest = labelled_subset(split, ground.dataset, job.labelled, job.labelled_draw_seed)
         unlabelled = (*rest, *unlabelled)
@@ -124,7 +131,8 @@ def training_cases(job: TrainJob, split: Split, ground: Ground) -> tuple[tuple[s
         seed = ground.context.config.data.seed
         out = set(inner_parts(labelled, unlabelled, ground.dataset, parts=parts, seed=seed)[part])
         labelled, unlabelled = (tuple(case for case in kind if case not in out) for kind in (labelled, unlabelled))
-        ground.check_kept(labelled, part)
+        if ground.taught:
+            ground.check_kept(labelled, part)
     return labelled, unlabelled if job.unlabelled else ()
 
 
@@ -206,6 +214,7 @@ def sampling(
         # A method that reads no teacher finds its own answers about them, as a live teacher does.
         live_teacher=not job.cached and bool(job.teacher or job.unlabelled),
         seed=job.train.seed,
+        known=ground.known,
     )
 
 
@@ -221,16 +230,21 @@ def augment(job: TrainJob, ground: Ground) -> Augment:
     )
 
 
-def targets(job: TrainJob, inputs: Mapping[str, Path], ground: Ground, cases: tuple[str, ...]) -> Targets | None:
+def targets(
+    node: Node, job: TrainJob, inputs: Mapping[str, Path], whole: Ground, ground: Ground, cases: tuple[str, ...]
+) -> Targets | None:
     """Return the stored answers of the teachers, or what stands in their place in a control arm.
 
-    Stored answers about ``cases`` that were damaged since are made again.
+    Stored answers about ``cases`` that were damaged since are made again. They speak of the classes of the ``whole``
+    run, and are read as the stage numbers its own.
     """
     if job.labels_as_teacher:
-        return LabelTargets(ground.store, ground.classes)
+        return LabelTargets(ground.store, ground.classes, ground.known)
     if not job.cached:
         return None
-    store = repair(inputs, cases, ground)
+    store: Targets = repair(node.name, inputs, cases, whole)
+    if isinstance(ground, StageGround) and not ground.share.whole:
+        store = PartTargets(store, ground.share)
     return HardTargets(store) if job.hard_teacher else store
 
 
@@ -258,45 +272,3 @@ def provenance(
         "leakage": "; ".join(leaks) or NO_LEAK,
         "versions": {name: version(name) for name in ("torch", "monai")},
     }
-
-
-class Validation:
-    """Mean Dice over the classes of the validation cases, whole volumes, on the prepared grid.
-
-    Args:
-        ground: the data.
-        cases: validation cases.
-        most: use only so many, spread evenly; all when None.
-    """
-
-    def __init__(self, ground: Ground, cases: tuple[str, ...], most: int | None) -> None:
-        step = 1 if most is None else max(1, len(cases) // most)
-        self.ground, self.cases = ground, cases[::step][:most]
-
-    def __call__(self, network: nn.Module) -> dict[str, float]:
-        """Return ``dice`` and one ``dice/<class>`` each; a class that a case lacks in label and answer counts not."""
-        names = {value: name for name, value in self.ground.dataset.labels.items() if value > 0}
-        found: dict[int, list[float]] = {value: [] for value in names}
-        device = next(network.parameters()).device
-        for case in self.cases:
-            image = torch.from_numpy(np.asarray(self.ground.store.image(case)[...])).to(device)
-            answer = (
-                sliding_window(
-                    network,
-                    image,
-                    classes=self.ground.classes,
-                    patch=self.ground.plan.patch,
-                    overlap=0.25,
-                    mode="logits",
-                )
-                .argmax(0)
-                .numpy()
-            )
-            label = np.asarray(self.ground.store.label(case)[0])
-            for value in names:
-                a, b = answer == value, label == value
-                both = int(a.sum()) + int(b.sum())
-                if both:
-                    found[value].append(2.0 * int((a & b).sum()) / both)
-        per_class = {f"dice/{names[value]}": float(np.mean(scores)) for value, scores in found.items() if scores}
-        return {"dice": float(np.mean(list(per_class.values()))) if per_class else 0.0, **per_class}
