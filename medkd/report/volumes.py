@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -101,15 +102,21 @@ def nifti(array: NDArray[np.integer[Any]], affine: NDArray[np.float64]) -> bytes
 
 def _around(masks: Iterable[NDArray[np.integer[Any]]], spacing: NDArray[np.float64]) -> tuple[slice, slice, slice]:
     """Return the box of everything above zero with a margin; the whole volume where there is nothing."""
-    found = np.any([mask > 0 for mask in masks], axis=0)
+    hits: list[list[Any]] = [[], [], []]
+    for mask in masks:
+        found = mask > 0
+        # Two passes over the volume, not three: the plane that remains tells two of the axes.
+        flat = np.any(found, axis=2)
+        hits[0].append(np.any(flat, axis=1))
+        hits[1].append(np.any(flat, axis=0))
+        hits[2].append(np.any(found, axis=(0, 1)))
     parts = []
-    for axis in range(3):
-        hits = np.flatnonzero(found.any(axis=tuple(i for i in range(3) if i != axis)))
+    for axis, of in enumerate(hits):
+        here = np.flatnonzero(np.any(of, axis=0))
         margin = round(MARGIN_MM / float(spacing[axis]))
-        size = found.shape[axis]
-        parts.append(
-            slice(max(0, int(hits[0]) - margin), min(size, int(hits[-1]) + 1 + margin)) if hits.size else slice(0, size)
-        )
+        size = of[0].size
+        first, last = (int(here[0]), int(here[-1])) if here.size else (0, size - 1)
+        parts.append(slice(max(0, first - margin), min(size, last + 1 + margin)))
     return parts[0], parts[1], parts[2]
 
 
@@ -122,28 +129,34 @@ def _factor(shape: Iterable[int], spacing: NDArray[np.float64], most: int) -> Gr
     return factor[0], factor[1], factor[2]
 
 
-def _blocks(array: NDArray[Any], factor: Grid) -> NDArray[Any]:
+def _blocks(array: NDArray[Any], factor: Grid) -> NDArray[np.float32]:
     """Return the means of blocks; what does not fill a block at the far end is left out."""
-    if max(factor) == 1:
-        return array
-    x, y, z = (n // f for n, f in zip(array.shape, factor, strict=True))
-    cut = array[: x * factor[0], : y * factor[1], : z * factor[2]]
-    means: NDArray[Any] = cut.reshape(x, factor[0], y, factor[1], z, factor[2]).mean(axis=(1, 3, 5), dtype=np.float32)
-    return means
+    shape = tuple(n // f for n, f in zip(array.shape, factor, strict=True))
+    total = np.zeros(shape, np.float32)
+    # A sum of shifted grids, which is several times faster than a mean over three short axes of six.
+    for start in product(*(range(f) for f in factor)):
+        picked = (slice(i, i + f * n, f) for i, f, n in zip(start, factor, shape, strict=True))
+        total += array[tuple(picked)]
+    total /= np.prod(factor)
+    return total
 
 
 def _commonest(mask: NDArray[np.integer[Any]], factor: Grid) -> NDArray[np.integer[Any]]:
     """Return the commonest value of each block, the lowest where two are equally common."""
-    values = [int(v) for v in np.unique(mask)]
-    kind = np.uint8 if not values or (values[0] >= 0 and values[-1] < 256) else np.int16
+    low, high = int(mask.min()), int(mask.max())
+    kind = np.uint8 if low >= 0 and high < 256 else np.int16
     if max(factor) == 1:
         return np.ascontiguousarray(mask, dtype=kind)
-    best: NDArray[np.float32] | None = None
-    for value in values:
-        share = _blocks(mask == value, factor)
-        if best is None:
+    found: NDArray[np.integer[Any]] | None = None
+    for value in range(low, high + 1):
+        here = mask == value
+        if not here.any():
+            continue
+        share = _blocks(here, factor)
+        if found is None:
             best, found = share, np.full(share.shape, value, kind)
         else:
             found[share > best] = value
             np.maximum(best, share, out=best)
+    assert found is not None  # a volume has voxels
     return found

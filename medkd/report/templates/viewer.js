@@ -316,7 +316,7 @@
     state.box = box();
     const {dims, spacing} = state.volumes.image;
     const grid = `${dims.join(" × ")} voxels of ${spacing.map((s) => Number(s.toFixed(2))).join(" × ")} mm`;
-    byId("note").textContent = `Shown on ${grid}${note ? `: ${note}. The scores above are measured on the full grid.` : "."}`;
+    byId("note").textContent = `Shown on ${grid}${note ? `: ${note}. Scores are of the full grid.` : "."}`;
     for (const box of document.querySelectorAll("#viewer [data-layer]")) {
       box.disabled = !state.volumes[box.dataset.layer];
     }
