@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from medkd.pipeline.config import RunConfig
-from medkd.pipeline.specs import DataConfig, EvaluateConfig, MethodSpec, ReportConfig, Stage, TrainConfig
+from medkd.pipeline.specs import DataConfig, EvaluateConfig, MethodSpec, ReportConfig, Stage, TargetsConfig, TrainConfig
 from medkd.pipeline.yamlfile import parse_value
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "train": TrainConfig,
     "a stage": Stage,
+    "targets": TargetsConfig,
     "methods": MethodSpec,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,

@@ -172,6 +172,11 @@ def test_a_stage_of_a_run_teaches_with_all_members(run: Path) -> None:
     assert names == ["run/teachers.m0.f1.s0"]
 
 
+def test_the_parts_of_inner_folds_teach_together(make_model: Make, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_model, [train("teachers", part=part) for part in (1, 0)])
+    assert [one.card.name for one in open_teacher(run)] == ["run/teachers.m0.p0.f0.s0", "run/teachers.m0.p1.f0.s0"]
+
+
 def test_a_stage_or_fold_that_is_not_there(run: Path) -> None:
     with pytest.raises(UserError, match=r"no stage 'teacher' \(did you mean 'teachers'\?\)"):
         open_teacher(run / "teacher")

@@ -66,7 +66,6 @@ def open_run(
     run, wanted = (path, None) if path.is_dir() else (path.parent, path.name)
     manifests = _manifests(run)
     trained = [entry for entry in manifests if entry["node"]["kind"] == "train" and entry["node"].get("arm") == "main"]
-    trained = [entry for entry in trained if entry["node"].get("part") is None]  # those serve out-of-fold targets
     if not trained:
         raise UserError(f"run {run} has no finished training yet; let it finish, then use it as a teacher")
     stages = sorted({str(entry["node"]["stage"]) for entry in trained})
@@ -74,6 +73,8 @@ def open_run(
     if stage not in stages:
         raise UserError(f"run {run} has no stage {stage!r}{nearest(stage, stages)}; it has {', '.join(stages)}")
     members = [entry for entry in trained if entry["node"]["stage"] == stage]
+    # Networks that each left a part of the cases out are an ensemble of their own, of another day's configuration.
+    members = [entry for entry in members if entry["node"].get("part") is None] or members
     if folds is not None:
         asked, found = {str(fold) for fold in folds}, {str(entry["node"]["fold"]) for entry in members}
         if asked - found:
@@ -108,7 +109,8 @@ def _last(manifests: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]]
 
 
 def _number(node: dict[str, Any]) -> str:
-    return f"m{node['member']}.f{node['fold']}.s{node['seed']}"
+    part = "" if node.get("part") is None else f"p{node['part']}."
+    return f"m{node['member']}.{part}f{node['fold']}.s{node['seed']}"
 
 
 def _licence(provenance: dict[str, Any]) -> str | None:
