@@ -403,3 +403,16 @@ def test_an_ensemble_of_parts_is_not_exported() -> None:
     plain = ["stages.student.methods=[supervised]", "stages.student.teacher=null"]
     with pytest.raises(UserError, match="stage teachers has several models and cannot be exported"):
         read("stages.teachers.model={name: UNet}", INNER, *plain)
+
+
+def test_how_rows_are_measured_is_in_their_key_where_it_is_not_the_default() -> None:
+    """Rows of runs that never heard of surfaces and lesions keep their keys."""
+
+    def key(*overrides: str) -> str:
+        keys = graph_of(*overrides).keys
+        return next(value for node, value in keys.items() if node.kind == "evaluate")
+
+    assert key() == key("evaluate.surfaces=surfel")
+    assert (
+        len({key(), key("evaluate.surfaces=voxel"), key("evaluate.lesions=[liver]"), key("evaluate.lesions=[]")}) == 4
+    )
