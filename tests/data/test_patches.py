@@ -341,3 +341,37 @@ def test_live_teachers_know_what_they_know(store: Store) -> None:
     batch = Patches(store, sampling, still())[0]
     assert batch.target_known is not None
     assert batch.target_known.tolist() == [[True, False, True]] * 2
+
+
+def test_labels_know_what_they_know_and_it_changes_sides_with_the_patch(store: Store, truths: dict[str, Array]) -> None:
+    """Of unlabelled cases the label says nothing; a mirrored sample knows the other side."""
+    augment = Augment("light", PATCH, mirror_axes=(0,), mirror_swap=((1, 2),))
+    patches = Patches(store, replace(BOTH, known=(True, True, False)), augment, Soft(truths))
+    rows = {"ab": set(), "uv": set()}  # type: ignore[var-annotated]
+    for i in range(12):
+        batch = patches[i]
+        assert batch.target_known is None
+        assert batch.known is not None
+        for case, row in zip(batch.case, batch.known.tolist(), strict=True):
+            rows["ab" if case in "ab" else "uv"].add(tuple(row))
+    assert rows == {"ab": {(True, True, False), (True, False, True)}, "uv": {(True, True, True)}}
+    assert Patches(store, BOTH, augment, Soft(truths))[0].known is None
+
+
+def test_pseudo_labels_know_what_their_teachers_know(store: Store, truths: dict[str, Array]) -> None:
+    sampling = replace(BASE, labelled=(), unlabelled=("a", "b"), pseudo=True)
+    patches = Patches(store, sampling, still(), HardTargets(Doubtful(truths)))
+    for i in range(8):
+        batch = patches[i]
+        known = torch.ones(2, 3).bool() if batch.known is None else batch.known
+        assert [row.tolist() for row in known] == [[True, True, case == "a"] for case in batch.case]
+
+
+def test_patches_show_what_only_the_teacher_knows(store: Store, truths: dict[str, Array]) -> None:
+    """Where labels know one class, the others are drawn from what the teacher sees."""
+    sampling = replace(BASE, foreground=1.0, known=(True, True, False))
+    patches = Patches(store, sampling, still(), Soft(truths))
+    starts = [patches._start("a", True, SHAPES["a"], (4, 4, 4), np.random.default_rng(i)) for i in range(40)]
+    mark = np.argwhere(truths["a"] == 2).mean(0)
+    assert sum(float(np.abs(np.array(start) + 2 - mark).max()) < 5 for start in starts) > 8
+    assert set(store.positions("a")) == {1, 2}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -15,8 +17,10 @@ from medkd.data.store import Store
 from medkd.errors import UserError
 from medkd.networks.weights import read_card
 from medkd.pipeline import yamlfile
-from medkd.pipeline.config import RunConfig, parse
+from medkd.pipeline.config import RunConfig, load_config, parse
 from medkd.pipeline.graph import build_graph
+from medkd.pipeline.steps.dry import dry_run
+from medkd.pipeline.steps.share import Renumbered
 from medkd.teachers.cache import TargetStore
 
 UNET: dict[str, Any] = {"name": "UNet", "channels": [4, 8]}
@@ -128,8 +132,6 @@ def test_every_arm_is_measured_on_what_it_can_know(run: Path) -> None:
 
 
 def test_predictions_have_the_values_of_the_dataset(run: Path) -> None:
-    import nibabel as nib
-
     folder = node(run, "evaluate.paired.") / "predictions"
     values = {int(v) for path in folder.iterdir() for v in np.unique(np.asarray(nib.load(path).dataobj))}
     assert values <= {0, 3, 4}
@@ -187,14 +189,19 @@ def test_unknown_classes_are_told_before_anything_runs(
     file = write(tmp_path, "wrong", scans, {"solid": {**SOLID, **change}}, data=data)
     told = command("run", file, "--runs", tmp_path / "runs")
     assert told.code == 2
-    import re
-
     assert re.search(says, told.error)
 
 
-def test_a_store_as_a_stage_sees_it(run: Path) -> None:
-    from medkd.pipeline.steps.share import Renumbered
+def test_check_tells_who_teaches_what(tmp_path: Path, write: Callable[..., Path], scans: Path) -> None:
+    stages = {name: stage for name, stage in STAGES.items() if name != "union"}
+    data = {"source": str(scans), "folds": 4, "ontology": ONTOLOGY}
+    told = dry_run(load_config(write(tmp_path, "check", scans, stages, data=data)))
+    assert "solid: its labels know liver, spleen" in told
+    assert "live: its labels know aorta; its teachers alone kidney_left, kidney_right" in told
+    assert not any(line.startswith("all: its labels") for line in told)
 
+
+def test_a_store_as_a_stage_sees_it(run: Path) -> None:
     prepared = node(run, "prepare")
     plain = Store(prepared)
     case = next(name for name, entry in plain.index.items() if entry["labelled"])

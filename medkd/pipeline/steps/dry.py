@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from medkd.pipeline.rules import check_splits, why_live
 from medkd.pipeline.specs import Stage
 from medkd.pipeline.steps import room
 from medkd.pipeline.steps.panel import outside_of
-from medkd.pipeline.steps.teachers import live_networks
+from medkd.pipeline.steps.share import Share, share_of
+from medkd.pipeline.steps.teachers import channels_of, live_networks
+from medkd.teachers.labels import Ontology
 from medkd.training.fit import Trainer
 from medkd.training.settings import Settings
 from medkd.types import IGNORE, Batch
@@ -83,9 +85,14 @@ def _stage(
     train = config.train_of(name)
     members, notes = outside_of(config, name, dataset, {config.data.run_folds[0]: split})
     yield from (f"leakage {note}" for note in notes)
+    ontology = Ontology.of(dataset.labels, config.data.ontology)
+    share = share_of(config, name, dataset, ontology)
+    if not share.whole or share.known is not None:
+        yield share.sentence
+    whole, dataset = dataset, replace(dataset, labels=dict(share.labels))
     size: dict[str, Any] = {
         "in_channels": len(dataset.channels),
-        "classes": len(dataset.labels),
+        "classes": len(share.labels),
         "patch": plan.patch,
         "strides": plan.strides[1:],
         "kernels": plan.kernels,
@@ -98,9 +105,11 @@ def _stage(
         method = catalogue.combine((m.label, m.name, m.arguments, Weight(*m.span)) for m in stage.methods)
         check_method(method, batch)
         cached = all(catalogue.cacheable(m.name, m.arguments) for m in stage.methods)
-        teachers = [] if cached else [*_teachers(config, stage, size), *live_networks(members, None)]
+        live = [] if cached else list(_teachers(config, stage, size, share, whole, ontology))
+        here = channels_of(members, ontology, share.here) or [tuple(range(1, len(share.labels)))] * len(members)
+        live += [] if cached else zip(live_networks(members, None), here, strict=True)
         stored = bool(stage.teacher) and cached
-        seconds = dry_step(learners, method, teachers, dataset, plan, batch, train.accumulate, stored)
+        seconds = dry_step(learners, method, live, dataset, plan, batch, train.accumulate, stored)
         taps = Tapped(student, torch.zeros(1, len(dataset.channels), *plan.patch)).names
         parameters = sum(p.numel() for p in student.parameters())
         yield (
@@ -109,7 +118,7 @@ def _stage(
         )
     if stage.teacher and cached:
         cases = (*split.train, *split.unlabelled)
-        shapes, classes = [(round(voxels ** (1 / 3)),) * 3] * len(cases), len(dataset.labels)
+        shapes, classes = [(round(voxels ** (1 / 3)),) * 3] * len(cases), len(ontology.labels)
         encoding, size_bytes = room.choose(stage.targets, shapes, classes, room.free_bytes(Path("runs")))
         kept = f" of {encoding.k} classes" if encoding.name == "topk" else ""
         yield (
@@ -128,17 +137,22 @@ def check_method(method: Sum, batch: int) -> None:
             raise UserError(f"method {name} compares samples of a batch and needs {least} of them; set train.batch")
 
 
-def _teachers(config: RunConfig, stage: Stage, size: dict[str, Any]) -> Iterator[torch.nn.Module]:
+def _teachers(
+    config: RunConfig, stage: Stage, size: dict[str, Any], share: Share, dataset: Dataset, ontology: Ontology
+) -> Iterator[tuple[torch.nn.Module, tuple[int, ...]]]:
+    """Yield the networks of teachers that are stages, and the student's class of each channel from 1 on."""
     for name in stage.teacher:
         if name in config.stages:
+            labels = share_of(config, name, dataset, ontology).labels
+            channels = tuple(share.labels[label] for label in labels)[1:]
             for member, _ in config.stages[name].networks:
-                yield build(config.stages[name].model[member].spec, **size)
+                yield build(config.stages[name].model[member].spec, **{**size, "classes": len(labels)}), channels
 
 
 def dry_step(
     learners: dict[str, torch.nn.Module],
     method: Sum,
-    teachers: list[torch.nn.Module],
+    teachers: Sequence[tuple[torch.nn.Module, tuple[int, ...]]],
     dataset: Dataset,
     plan: Plan,
     batch: int,
@@ -147,6 +161,7 @@ def dry_step(
 ) -> float:
     """Play two steps on noise and return the seconds of the second."""
     shape, classes = (batch, len(dataset.channels), *plan.patch), len(dataset.labels)
+    channels = [mine for _, mine in teachers]
     label = torch.randint(0, classes, (batch, *plan.patch))
     label[0, :1] = IGNORE
     noise = Batch(
@@ -169,7 +184,8 @@ def dry_step(
         trainer = Trainer(
             learners,
             method,
-            teachers=teachers,
+            teachers=[network for network, _ in teachers],
+            channels=None if all(mine == tuple(range(1, classes)) for mine in channels) else channels,
             settings=settings,
             image_shape=shape[1:],
             folder=Path(folder),

@@ -204,7 +204,7 @@ def outside_of(
     Raises:
         UserError: one cannot be read, or may not teach in one of the folds.
     """
-    wanted, ontology = config.stages[stage], Ontology.of(dataset.labels)
+    wanted, ontology = config.stages[stage], Ontology.of(dataset.labels, config.data.ontology)
     outside = [teacher for teacher in wanted.teacher if teacher not in config.stages]
     if not outside:
         return [], ()

@@ -49,6 +49,14 @@ class Share:
         return None if all(known) else known
 
     @property
+    def sentence(self) -> str:
+        """Who teaches which class."""
+        own = [name for name in self.labels if name in self.own]
+        taught = [name for name, value in self.labels.items() if value > 0 and name not in self.own]
+        told = f"its labels know {', '.join(own) or 'no class'}"
+        return told + (f"; its teachers alone {', '.join(taught)}" if taught else "")
+
+    @property
     def here(self) -> NDArray[np.int64]:
         """Value of the network by value of the run; 0 for a class that it has not."""
         return renumber(self.union, self.labels)
