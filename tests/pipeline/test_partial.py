@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,38 @@ def test_a_store_as_a_stage_sees_it(run: Path) -> None:
     assert np.array_equal(seen, np.select([whole == 1, whole == 4], [1, 3], 0))
     assert set(part.positions(case)) <= {1, 3}
     assert set(part.index[case]["voxels"]) <= {"1", "3"}
+
+
+def test_a_teacher_from_outside_brings_organs_that_no_label_knows(
+    run: Path, tmp_path: Path, command: Any, write: Callable[..., Path], scans: Path
+) -> None:
+    """Own labels of liver and spleen, a foreign network of kidneys: a student of four, measured on two."""
+    own = tmp_path / "own"
+    shutil.copytree(scans, own)
+    for path in (own / "labelsTr").iterdir():
+        image = nib.load(path)
+        label = np.asarray(image.dataobj)
+        nib.save(nib.Nifti1Image(np.where(label <= 2, label, 0).astype(np.uint8), image.affine), path)
+    told = json.loads((own / "dataset.json").read_text())
+    told["labels"] = {"0": "background", "1": "liver", "2": "spleen"}
+    (own / "dataset.json").write_text(json.dumps(told))
+    teacher = tmp_path / "kidneys"
+    shutil.copytree(node(run, "train.paired."), teacher)
+    student = {"model": UNET, "teacher": str(teacher), "methods": ["supervised", "kd"], "control": "steps"}
+    more: dict[str, Any] = {
+        "data": {"source": str(own), "folds": 4, "ontology": {"Kidney Left": [], "kidney_right": ["ren dexter"]}},
+        "evaluate": {"metrics": ["dice"]},
+        "train": {"steps": 4, "batch": 2},
+        "allow_leakage": str(teacher),
+    }
+    file = write(tmp_path, "foreign", own, {"student": student}, **more)
+    done = command("run", file, "--runs", tmp_path / "runs")
+    assert done.code == 0, done.err
+    made = tmp_path / "runs" / "foreign"
+    four = ["background", "liver", "spleen", "Kidney Left", "kidney_right"]
+    assert labels_of(node(made, "train.student.m0.f0.s0.main")) == four
+    assert labels_of(node(made, "train.student.m0.f0.s0.control")) == four
+    assert read_card(node(made, "train.student.m0.f0.s0.main")).plan["mirror_swap"] == [[3, 4]]
+    with (node(made, "report") / "cases.csv").open() as rows:
+        measured = {(row["arm"], row["label"]) for row in csv.DictReader(rows)}
+    assert {label for arm, label in measured if arm.startswith("student")} == {"liver", "spleen"}
