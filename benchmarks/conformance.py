@@ -28,7 +28,7 @@ from medkd.conformance.rules import RULES
 from medkd.conformance.subjects import find, plain
 
 OURS = ("kd", "dkd", "dist", "cwd", "boundary", "at", "sp")
-NOT_ASKED = ("adapters", "trust", "regions", "state")
+NOT_ASKED = ("adapters", "trust", "known", "regions", "state")
 """Rules of the protocol, which a plain loss does not know."""
 SHOWN = tuple(rule for rule in RULES if rule not in NOT_ASKED)
 MARKS = {"pass": "yes", "fail": "**no**", "moot": "-", "exempt": "-"}
