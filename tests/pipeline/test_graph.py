@@ -354,11 +354,9 @@ def test_a_node_that_leaves_nothing_out_keeps_its_name_and_key() -> None:
 
 
 def test_stages_that_want_other_targets_have_their_own() -> None:
-    more = [
-        "stages.second={model: {name: UNet}, teacher: teachers, methods: [kd], targets: {calibrate: true, mirror: true}}",
-        "stages.third={model: {name: UNet}, teacher: teachers, methods: [kd], targets: {encoding: topk, k: 4}}",
-        "stages.fourth={model: {name: UNet}, teacher: teachers, methods: [kd], targets: ensemble}",
-    ]
+    stage = "{model: {name: UNet}, teacher: teachers, methods: [kd], targets: %s}"
+    wanted = {"b": "{calibrate: true, mirror: true}", "c": "{encoding: topk, k: 4}", "d": "ensemble"}
+    more = [f"stages.{name}={stage % targets}" for name, targets in wanted.items()]
     told = names(graph_of(*more), "targets")
     assert told == ["targets.teachers.f0", "targets.teachers.f0.mirror-calibrate", "targets.teachers.f0.topk-k4"]
     assert "targets.teachers.f0.out_of_fold-topk-k4" in names(graph_of(INNER, *more), "targets")
@@ -416,3 +414,16 @@ def test_how_rows_are_measured_is_in_their_key_where_it_is_not_the_default() -> 
     assert (
         len({key(), key("evaluate.surfaces=voxel"), key("evaluate.lesions=[liver]"), key("evaluate.lesions=[]")}) == 4
     )
+
+
+def test_what_earlier_versions_trained_is_still_known() -> None:
+    """Keys as the first released nodes have them: a key of these that changes trains everybody's teachers again."""
+    keys = {node.name: key[:12] for node, key in graph_of().keys.items()}
+    assert {name: keys[name] for name in ("prepare", *TEACHERS, "targets.teachers.f0", *sorted(STUDENT)[-2:])} == {
+        "prepare": "4dcb0274cf04",
+        "train.teachers.m0.f0.s0.main": "8fbcd167d23e",
+        "train.teachers.m1.f0.s0.main": "7fc3b3b66a2f",
+        "targets.teachers.f0": "1648c3222604",
+        "train.student.m0.f0.s0.main": "be1e5e41d118",
+        "train.student.m0.f0.s0.control": "0899a26ed3c2",
+    }

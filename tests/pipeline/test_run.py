@@ -87,7 +87,7 @@ def base(
 
 
 def test_artifacts_are_there_and_whole(base: Run) -> None:
-    assert len(base.told["nodes"]) == 17
+    assert len(base.told["nodes"]) == 18
     for name, folder in base.told["nodes"].items():
         manifest = read_manifest(Path(folder))
         assert manifest is not None, name
@@ -153,7 +153,7 @@ def test_the_report_begins_with_the_verdict(base: Run, command: Command) -> None
     assert "student.same_loss" in page
     assert "student.pseudo" in page
     again = command("run", base.file, "--runs", base.runs)
-    assert again.out.splitlines()[:3] == ["all 17 nodes were already done; nothing to do", found.evidence, found.lost]
+    assert again.out.splitlines()[:3] == ["all 18 nodes were already done; nothing to do", found.evidence, found.lost]
 
 
 def test_the_same_run_again_touches_nothing(base: Run, command: Command) -> None:
