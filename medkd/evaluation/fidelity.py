@@ -135,13 +135,16 @@ def region_map(label: NDArray[np.integer], spacing_mm: Sequence[float], band_mm:
     return found
 
 
-def agreement(teacher: Any, student: Any, regions: NDArray[np.uint8]) -> tuple[Agreement, ...]:
+def agreement(
+    teacher: Any, student: Any, regions: NDArray[np.uint8], classes: NDArray[np.integer] | None = None
+) -> tuple[Agreement, ...]:
     """Compare the probabilities of a teacher and a student of one case, region by region.
 
     Args:
         teacher: ``(K, *S)`` probabilities; an array, or what gives one when sliced. Scaled to sum to 1.
         student: ``(K, *S)`` probabilities.
         regions: ``(*S)`` from :func:`region_map`.
+        classes: ``(*S)`` that the teacher chose, where its probabilities are stored too coarsely to tell.
 
     Returns:
         One entry for each of :data:`REGIONS`.
@@ -159,7 +162,7 @@ def agreement(teacher: Any, student: Any, regions: NDArray[np.uint8]) -> tuple[A
     for here in range(regions.shape[0]):
         t, s = (np.asarray(p[:, here], np.float32) for p in (teacher, student))
         where = regions[here]
-        alike = t.argmax(0) == s.argmax(0)
+        alike = (t.argmax(0) if classes is None else classes[here]) == s.argmax(0)
         t = t / np.maximum(t.sum(0), FLOOR)
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = np.where(t > 0, t * (np.log(t) - np.log(np.maximum(s, FLOOR))), 0.0)

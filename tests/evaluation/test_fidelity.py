@@ -68,6 +68,14 @@ def test_agreement_and_divergence_by_hand() -> None:
     assert found["all"].kl_nats == pytest.approx(kl / 6, rel=1e-5)
 
 
+def test_classes_that_were_kept_decide_where_probabilities_are_coarse() -> None:
+    label = line(0, 1, 2)
+    coarse = np.full((3, 3, 1, 1), 1 / 3, np.float32)
+    regions = region_map(label, (1, 1, 1))
+    assert agreement(coarse, one_hot(label), regions)[-1].agreement == pytest.approx(1 / 3)
+    assert agreement(coarse, one_hot(label), regions, label)[-1].agreement == 1
+
+
 def test_divergence_is_finite_and_has_a_direction() -> None:
     label = line(0, 1)
     regions = region_map(label, (1, 1, 1))
