@@ -68,10 +68,12 @@ def bootstrap(found: Cells, draws: int, rng: np.random.Generator, *, classes: bo
     """Draw the mean difference again and again: patients, within a patient its cases, the trainings, and the classes.
 
     Every patient weighs the same, as in :meth:`Cells.per_patient`. A training is a seed in a fold: it crosses the
-    patients of its fold, so one draw uses one sample of seeds for all of them, and each fold has its own. Two or three
-    seeds resampled say too little of how trainings differ; where they differ by more than cases within a training
-    explain, their effect is widened by Student's t for that few (simulated with a strong effect of 3 seeds on 100
-    patients of one fold: the 95 % interval holds the truth in 91 % of runs, instead of 82 %).
+    patients of its fold, so one draw uses one sample of seeds for all of them, and each fold has its own.
+
+    Few values resampled vary too little, so what patients and trainings do is widened by Student's t for their number;
+    of trainings only where they differ by more than cases within a training explain. Simulated: the 95 % interval holds
+    the truth in 93 to 95 % of runs with 6 to 30 patients and one training, and with a strong effect of 3 seeds on 100
+    patients of one fold in 91 %, instead of 82 %.
 
     Args:
         found: the differences.
@@ -84,6 +86,7 @@ def bootstrap(found: Cells, draws: int, rng: np.random.Generator, *, classes: bo
         ``(draws,)`` mean differences.
     """
     table = _widen_seeds(_widen_classes(found.table) if classes else found.table, found.fold)
+    table = table + _widen_patients(found)[:, None, None]
     lines, seeds, labels = table.shape
     weight = _patients(found.patient, draws, rng)
     chosen = rng.multinomial(labels, np.full(labels, 1 / labels), size=draws).astype(np.float64) if classes else None
@@ -120,6 +123,16 @@ def _row_means(table: NDArray[np.float64], weights: NDArray[np.float64]) -> NDAr
     total = np.einsum("dcs,ds->dc", np.where(there, table, 0.0), weights)
     mass = np.einsum("dcs,ds->dc", there.astype(np.float64), weights)
     return np.asarray(np.divide(total, mass, out=np.full_like(total, np.nan), where=mass > 0), np.float64)
+
+
+def _widen_patients(found: Cells) -> NDArray[np.float64]:
+    """Return ``(cases,)``: how much farther from the mean each patient must lie, so that few speak as Student's t."""
+    per_patient = found.per_patient()
+    number = len(per_patient)
+    if number < 2:
+        return np.zeros(len(found.patient))
+    few = _small(number, number - 1)
+    return np.asarray((few - 1) * (per_patient - per_patient.mean())[found.patient], np.float64)
 
 
 def _widen_seeds(table: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -166,5 +179,9 @@ def _stretch(between: float, noise: float, free: int, left: int, number: int) ->
     if between <= 0 or free < 1 or left < 1:
         return 0.0
     real = max(0.0, 1 - (noise / left) / (between / free))
-    few = math.sqrt(number / (number - 1)) * float(student.ppf(0.975, free) / normal.ppf(0.975))
-    return real * (few - 1)
+    return real * (_small(number, free) - 1)
+
+
+def _small(number: int, free: int) -> float:
+    """Return by how much the spread of ``number`` values resampled is too small for a 95 % interval of their mean."""
+    return math.sqrt(number / (number - 1)) * float(student.ppf(0.975, free) / normal.ppf(0.975))

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from medkd.evaluation.pairs import Pair
 from medkd.evaluation.resample import Cells, bootstrap, cells
@@ -91,6 +92,16 @@ def test_classes_that_differ_widen_the_interval_only_where_they_are_drawn() -> N
     holes = table.copy()
     holes[:30, :, 3:] = NAN
     assert np.isfinite(bootstrap(grid(holes), 200, np.random.default_rng(0), classes=True)).all()
+
+
+@pytest.mark.parametrize("patients", [6, 12])
+def test_few_patients_have_the_interval_of_students_t(patients: int) -> None:
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal(patients)
+    drawn = bootstrap(grid(values[:, None]), 4000, rng)
+    t = float(student.ppf(0.975, patients - 1))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    assert high - low == pytest.approx(2 * t * values.std(ddof=1) / patients**0.5, rel=0.06)
 
 
 def simulate(rng: np.random.Generator, patient: float, training: float, folds: int, seeds: int) -> Cells:
