@@ -20,7 +20,7 @@ from medkd.report.packing import plain
 from medkd.report.palette import LABEL, arm_colours
 from medkd.report.scores import Scores
 from medkd.report.summary import RunSummary
-from medkd.report.tables import cases_csv, study_table
+from medkd.report.tables import case_costs_table, cases_csv, study_table
 from medkd.report.verdict import verdict
 from medkd.report.viewer import viewer
 
@@ -87,6 +87,7 @@ def render(run: RunSummary) -> str:
         label_colour=LABEL,
         contours=content.slice_legend(run, colours),
         arms=content.arms(run, scores),
+        case_costs=case_costs_table(run),
         classes=content.classes(run, scores),
         comparisons=content.comparisons(run),
         study=None if run.study is None else study_table(run.study),

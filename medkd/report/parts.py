@@ -53,6 +53,35 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class CaseCost:
+    """What one whole case costs an arm on one device, from the file to the label file.
+
+    Args:
+        arm: name of the arm; its control arms have the same network, so the same cost.
+        device: ``cpu``, ``cuda``...
+        machine: name of the processor or GPU.
+        threads: CPU threads.
+        repeats: timed cases.
+        seconds_per_case: measured seconds of the whole, median.
+        case_seconds: median of each part: load, prepare, network, restore, write.
+        case_memory_mb: peak of memory on top of the loaded model, MB (10^6 bytes).
+        case_device_memory_mb: the same on the GPU, or None.
+        window_seconds: the network alone on one window, or None.
+    """
+
+    arm: str
+    device: str
+    machine: str = ""
+    threads: int = 0
+    repeats: int = 0
+    seconds_per_case: float | None = None
+    case_seconds: Mapping[str, float] = field(default_factory=dict)
+    case_memory_mb: float | None = None
+    case_device_memory_mb: float | None = None
+    window_seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Arm ``arm_a`` minus arm ``arm_b`` over the same cases: what the page shows of a paired test.
 

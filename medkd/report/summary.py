@@ -9,7 +9,7 @@ from typing import Any
 from medkd.errors import UserError
 from medkd.report.evidence import Fidelity, Lost, Outcome, Reliability, VolumeView
 from medkd.report.packing import plain, unpack
-from medkd.report.parts import ROLES, Arm, Comparison, Curve, DataFacts, Parity, Provenance, Row, Slice
+from medkd.report.parts import ROLES, Arm, CaseCost, Comparison, Curve, DataFacts, Parity, Provenance, Row, Slice
 from medkd.report.study import Study
 
 FORMAT = 1
@@ -32,6 +32,7 @@ class RunSummary:
         config: the resolved YAML.
         cost_note: on what the costs were measured: input size, repeats, threads, device.
         provenance: versions, keys, hashes.
+        case_costs: what a whole case costs, file to file, by arm and device.
         parity: the exports.
         warnings: what a reader must know before trusting the numbers.
         study: many methods against one baseline, where the run is such a comparison.
@@ -54,6 +55,7 @@ class RunSummary:
     cost_note: str = ""
     provenance: Provenance = field(default_factory=Provenance)
     parity: tuple[Parity, ...] = ()
+    case_costs: tuple[CaseCost, ...] = ()
     warnings: tuple[str, ...] = ()
     study: Study | None = None
     fidelity: tuple[Fidelity, ...] = ()
@@ -101,6 +103,7 @@ _PARTS: dict[str, type] = {
     "comparisons": Comparison,
     "curves": Curve,
     "parity": Parity,
+    "case_costs": CaseCost,
     "fidelity": Fidelity,
     "outcomes": Outcome,
     "lost": Lost,
@@ -122,6 +125,7 @@ __all__ = [
     "FORMAT",
     "ROLES",
     "Arm",
+    "CaseCost",
     "Comparison",
     "Curve",
     "DataFacts",

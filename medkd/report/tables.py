@@ -86,6 +86,28 @@ def arms_table(run: RunSummary) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
+CASE_PARTS = ("load", "prepare", "network", "restore", "write")
+"""The parts of a case that are timed, in their order."""
+
+
+def case_costs_table(run: RunSummary) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of text: what a whole case costs, file to file, by arm and device; seconds and MB."""
+    shown = {arm.name: arm.shown for arm in run.arms}
+    head = ["Arm", "Device", "Case (s)", *(part.capitalize() for part in CASE_PARTS), "Memory (MB)", "One window (s)"]
+    body = [
+        [
+            shown.get(one.arm, one.arm),
+            one.device if one.case_device_memory_mb is None else f"{one.device} ({one.case_device_memory_mb:.0f} MB)",
+            numbers.seconds(one.seconds_per_case),
+            *(numbers.seconds(one.case_seconds.get(part)) for part in CASE_PARTS),
+            numbers.megabytes(one.case_memory_mb),
+            numbers.seconds(one.window_seconds),
+        ]
+        for one in run.case_costs
+    ]
+    return head, body
+
+
 def classes_table(run: RunSummary, metric: str = "dice") -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of text: one class a row, one arm a column, mean over patients."""
     lines = arm_lines(run)
@@ -158,7 +180,18 @@ def comparisons_csv(run: RunSummary) -> str:
 
 def report_json(run: RunSummary) -> dict[str, Any]:
     """Return all numbers of the report but the single cases (``cases.csv``) and the pictures."""
-    parts = ("comparisons", "study", "fidelity", "outcomes", "reliability", "lost", "parity", "data", "provenance")
+    parts = (
+        "comparisons",
+        "study",
+        "fidelity",
+        "outcomes",
+        "reliability",
+        "lost",
+        "case_costs",
+        "parity",
+        "data",
+        "provenance",
+    )
     told = verdict(run)
     return {
         "name": run.name,

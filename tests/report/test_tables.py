@@ -7,7 +7,8 @@ import json
 import pytest
 
 from medkd.report import tables
-from medkd.report.summary import Arm
+from medkd.report.page import render
+from medkd.report.summary import Arm, CaseCost, RunSummary
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -56,6 +57,19 @@ def test_csv_of_cases_holds_every_row_and_leaves_gaps_empty(make_run) -> None:
 
 def test_csv_of_arms_has_a_column_for_a_class(make_run) -> None:
     assert float(read(tables.arms_csv(make_run()))[1]["dice[liver]"]) > 0.9
+
+
+def test_what_a_case_costs_from_file_to_file(make_run) -> None:
+    cost = CaseCost("student", "cuda", "GPU", 4, 3, 1.5, {"load": 0.5, "network": 0.25}, 412.0, 96.4, 0.01)
+    run = make_run(case_costs=(cost, CaseCost("gone", "cpu")))
+    head, body = tables.case_costs_table(run)
+    assert (head[2], head[3], head[-1]) == ("Case (s)", "Load", "One window (s)")
+    assert body[0] == ["Student", "cuda (96 MB)", "1.50", "0.500", "–", "0.250", "–", "–", "412", "0.0100"]
+    assert body[1][:3] == ["gone", "cpu", "–"]
+    assert RunSummary.from_json(json.loads(json.dumps(run.to_json()))).case_costs == run.case_costs
+    page = render(run)
+    assert "A case from file to file" in page
+    assert "A case from file to file" not in render(make_run())
 
 
 def test_a_spreadsheet_runs_no_name_as_a_formula(make_run) -> None:

@@ -24,7 +24,7 @@ from medkd.pipeline.steps.ground import Ground
 from medkd.pipeline.steps.targets import fusion_line
 from medkd.pipeline.steps.teachers import CARDS, leakage_line, stored_members
 from medkd.report.study import Study, study_of
-from medkd.report.summary import Arm, Comparison, Curve, Parity, Provenance
+from medkd.report.summary import Arm, CaseCost, Comparison, Curve, Parity, Provenance
 
 AGAINST = {
     "control": "Distillation",
@@ -188,6 +188,13 @@ class Gathered:
             parts += [f"seed {trained.seed}", f"fold {trained.fold}"]
             lines = tuple(json.loads(line) for line in log.read_text().splitlines())
             yield Curve(trained.arm_name, lines, ", ".join(parts) if name else "")
+
+    def case_costs(self) -> Iterator[CaseCost]:
+        """Yield what a whole case costs each stage, by device; nothing of runs that did not measure it."""
+        for name in self.context.config.stages:
+            body: dict[str, Any] = json.loads((self.inputs[Node("cost", name).name] / "cost.json").read_text())
+            if name in self.shown:
+                yield from (CaseCost(name, **one) for one in body.get("devices", {}).values())
 
     def parity(self) -> Iterator[Parity]:
         """Yield how the exported student agrees with the trained one."""

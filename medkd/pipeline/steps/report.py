@@ -51,6 +51,7 @@ def summary(gathered: Gathered) -> RunSummary:
         cost_note=str(gathered.cost["note"]),
         provenance=gathered.provenance(),
         parity=tuple(gathered.parity()),
+        case_costs=tuple(gathered.case_costs()),
         warnings=tuple(gathered.warnings()),
         study=gathered.study(),
         fidelity=agreed,
