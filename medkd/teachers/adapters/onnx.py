@@ -10,10 +10,9 @@ from torch import Tensor
 from medkd.data.plan import Plan
 from medkd.errors import UserError
 from medkd.inference.onnx import GRAPH, OnnxNetwork, read_student
-from medkd.inference.window import Network
 from medkd.networks.weights import file_hash
 from medkd.teachers.adapters.medkd import card_of
-from medkd.teachers.adapters.planned import PlannedTeacher, digest, plan_digest
+from medkd.teachers.adapters.planned import PlannedTeacher, Voter, digest, plan_digest
 from medkd.teachers.adapters.sidecar import Sidecar, sidecar_of
 from medkd.teachers.ensemble import FLOOR
 from medkd.teachers.sources import Kind, Teacher, TeacherCard
@@ -56,7 +55,7 @@ def stated_card(path: Path, sidecar: Sidecar, kind: Kind) -> TeacherCard:
     )
 
 
-def as_logits(network: Network) -> Network:
+def as_logits(network: Voter) -> Voter:
     """Return a network whose probabilities are logits: their logarithm, floored."""
 
     def answer(image: Tensor) -> Tensor:

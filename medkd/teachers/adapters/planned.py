@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medkd.data.dataset import Case
 from medkd.data.plan import Plan
 from medkd.data.preprocess import prepare_image
 from medkd.data.volume import Volume, read_volume
 from medkd.errors import UserError
-from medkd.inference.window import Network, mirrored, sliding_window
+from medkd.inference.window import mirrored, sliding_window
 from medkd.teachers.grids import onto_grid, prepared_affine
 from medkd.teachers.sources import Float, TeacherCard
+
+Voter = Callable[[Tensor], Tensor]
+"""Anything that maps ``(B, C, *S)`` to logits ``(B, K, *S)``."""
 
 
 class PlannedTeacher:
@@ -36,7 +40,7 @@ class PlannedTeacher:
         self,
         card: TeacherCard,
         plan: Plan,
-        voter: Network,
+        voter: Voter,
         *,
         device: str | torch.device = "cpu",
         mirror: bool = False,
