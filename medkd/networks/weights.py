@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,8 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from medkd.data.hashing import file_hash
 from medkd.errors import UserError
 from medkd.networks.zoo import build
+
+__all__ = ["FORMAT", "ModelCard", "file_hash", "load_network", "read_card", "save_network"]
 
 FORMAT = 1
 
@@ -54,20 +56,6 @@ class ModelCard:
     def build(self) -> nn.Module:
         """Return the network with fresh weights."""
         return build(self.network, in_channels=self.in_channels, classes=self.classes, patch=self.plan["patch"])
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(path)
-
-
-def _slow(path: Path) -> str:  # python 3.10
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def save_network(folder: Path, network: nn.Module, card: ModelCard) -> None:
