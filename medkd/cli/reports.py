@@ -114,7 +114,8 @@ def _many(found: dict[Path, RunSummary], out: Path | None, metric: str, *, as_js
     for group in board.groups:
         say(group.title)
         head, body = group_table(board, group)
-        table(head, body, numbers=(4, 5, 6, 7, 8, 10, 11))
+        narrow = [i for i, title in enumerate(head) if title not in ("Parameters", "p (Holm)")]  # a terminal is
+        table([head[i] for i in narrow], [[row[i] for i in narrow] for row in body], numbers=(4, 5, 6, 7, 9))
     say(board.headline)
     above = Path(os.path.commonpath([folder.resolve().parent for folder in found]))
     for suffix, path in write_leaderboard(board, out or above).items():

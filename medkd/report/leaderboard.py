@@ -123,8 +123,11 @@ class Leaderboard:
             return "No distilled student was compared with a control."
         helped = sum(entry.verdict == "helped" for entry in entries)
         hurt = sum(entry.verdict == "hurt" for entry in entries)
-        many = f"{helped} of {len(entries)} distilled students are shown to be better than their control"
-        return f"{many}{f', {hurt} worse' if hurt else ''}; p is corrected for {len(entries)} comparisons by Holm."
+        many = "One distilled student" if len(entries) == 1 else f"{helped} of {len(entries)} distilled students"
+        if len(entries) == 1:
+            told = {"helped": "is shown to be better", "hurt": "is shown to be worse"}
+            return f"{many} {told.get(entries[0].verdict, 'is not shown to be better')} than its control."
+        return f"{many} shown to be better than their control{f', {hurt} worse' if hurt else ''}."
 
 
 def leaderboard(runs: Mapping[str, RunSummary], metric: str = "dice") -> Leaderboard:
@@ -184,7 +187,7 @@ def _entries(name: str, run: RunSummary, metric: str) -> Iterable[tuple[Entry, o
             arm=arm.name,
             role=arm.role,
             network=arm.detail,
-            methods=_methods(stage, arm) if taught or not stage.get("teacher") else (),
+            methods=_methods(stage, arm) if taught or not stage.get("teacher") else ("labels only",),
             seeds=seeds,
             mean=mine,
             by_seed={seed: value for seed, value in of_seed.items() if value is not None},

@@ -63,7 +63,7 @@ def test_several_runs_make_a_leaderboard(tmp_path: Path, capsys: pytest.CaptureF
     assert call(["report", *folders]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == f"leaderboard: {tmp_path / 'leaderboard.html'}"
-    assert "2 of 2 distilled students are shown to be better than their control" in out
+    assert "2 of 2 distilled students shown to be better than their control" in out
     for suffix in ("html", "md", "csv", "json"):
         assert (tmp_path / f"leaderboard.{suffix}").is_file()
     assert call(["report", *folders, "--json"]) == 0

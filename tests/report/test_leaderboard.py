@@ -50,7 +50,7 @@ def test_arms_are_ranked_over_runs_and_told_what_they_are(make_run: Any) -> None
     assert best.seeds == (0, 1)
     assert sum(best.by_seed.values()) / 2 == pytest.approx(best.mean)
     control = next(entry for entry in group.entries if entry.arm == "student.control")
-    assert (control.methods, control.teacher, control.verdict) == ((), "teachers", "")
+    assert (control.methods, control.teacher, control.verdict) == (("labels only",), "teachers", "")
     assert "24 cases of 24 patients" in group.title
 
 
@@ -59,6 +59,7 @@ def test_the_comparison_with_the_control_is_corrected_for_all_of_the_table(make_
     first = dataclasses.replace(run.comparisons[0], wilcoxon_p=0.03)
     weak = dataclasses.replace(run, comparisons=(first, *run.comparisons[1:]))
     alone = leaderboard({"a": weak}).groups[0]
+    assert leaderboard({"a": weak}).headline == "One distilled student is shown to be better than its control."
     (entry,) = [entry for entry in alone.entries if entry.verdict]
     assert (entry.verdict, entry.holm_p, entry.against) == ("helped", pytest.approx(0.03), "student.control")
     both = leaderboard({"a": weak, "b": weak}).groups[0]
@@ -134,5 +135,5 @@ def test_files(make_run: Any, tmp_path: Path) -> None:
     assert "<b>:" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.count('class="forest" viewBox') == 2
-    assert "2 of 2 distilled students" in page
+    assert "2 of 2 distilled students shown to be better than their control." in page
     assert paths["md"].read_text().count("| student ") == 2

@@ -105,8 +105,12 @@ def lost(gathered: Gathered) -> Iterator[Lost]:
             student,
             group.means.get("control"),
             None if teacher is None else student - teacher,
-            f"{_ml(group.low_ml)} to {_ml(group.high_ml)} ml",
+            _range(_ml(group.low_ml), _ml(group.high_ml)),
         )
+
+
+def _range(low: str, high: str) -> str:
+    return f"{low} ml" if low == high else f"{low} to {high} ml"
 
 
 def _ml(volume: float) -> str:
