@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from medkd.errors import UserError, nearest
 from medkd.evaluation.cases import Row
 from medkd.evaluation.pairs import spread
@@ -151,14 +149,9 @@ def rows_of(run: RunSummary, arm: str) -> list[Row]:
     ]
 
 
-def first_seed(run: RunSummary, arm: str) -> int | None:
-    """Return the seed of the networks that teach: of a stage its first; None where the run does not tell."""
-    try:
-        stage = (yaml.safe_load(run.config) or {})["stages"][arm]
-        seed = stage["seeds"][0]
-    except (yaml.YAMLError, KeyError, TypeError, IndexError):
-        return None
-    return seed if isinstance(seed, int) else None
+def first_seed(run: RunSummary, name: str) -> int | None:
+    """Return the seed of an arm's networks that teach; None where the run does not tell."""
+    return next((arm.teaching_seed for arm in run.arms if arm.name == name), None)
 
 
 def parse_bounds(texts: Iterable[str]) -> dict[str, float]:

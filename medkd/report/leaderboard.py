@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import yaml
 
 from medkd.evaluation.contrast import ALPHA
 from medkd.evaluation.metrics import higher_is_better
@@ -169,30 +166,25 @@ def _group(members: list[tuple[str, RunSummary]], metric: str) -> Group:
 def _entries(name: str, run: RunSummary, metric: str) -> Iterable[tuple[Entry, object]]:
     """Yield each arm of a run, and what it shares with the same arm of another run."""
     scores = Scores(run.rows)
-    stages = _stages(run.config)
+    known = {arm.name for arm in run.arms}
     for arm in run.arms:
         rows = [row for row in run.rows if row["arm"] == arm.name]
         if not rows:
             continue
         seeds = tuple(sorted({int(str(row.get("seed", 0))) for row in rows}))
         of_seed = {s: Scores(r for r in rows if r.get("seed", 0) == s).mean(arm.name, metric) for s in seeds}
-        stage = stages.get(arm.name.partition(".")[0], {})
-        teacher = next((t for t in stage.get("teacher", ()) if _has(run, t)), None)
-        if teacher is None and not stages and arm.role == "student" and (found := run.arm("teacher")) is not None:
-            teacher = found.name
-        taught = teacher if "." not in arm.name or arm.name.endswith((".pseudo", ".same_loss")) else None
-        mine, theirs = scores.mean(arm.name, metric), scores.mean(teacher, metric) if teacher else None
+        mine, theirs = scores.mean(arm.name, metric), scores.mean(arm.teacher, metric) if arm.teacher in known else None
         entry = Entry(
             runs=(name,),
             arm=arm.name,
             role=arm.role,
             network=arm.detail,
-            methods=_methods(stage, arm) if taught or not stage.get("teacher") else ("labels only",),
+            methods=arm.methods,
             seeds=seeds,
             mean=mine,
             by_seed={seed: value for seed, value in of_seed.items() if value is not None},
             per_class={label: scores.mean(arm.name, metric, label) for label in scores.labels},
-            teacher=teacher or "",
+            teacher=arm.teacher,
             gap=mine - theirs if mine is not None and theirs is not None else None,
             parameters=arm.parameters,
             macs=arm.macs,
@@ -201,10 +193,6 @@ def _entries(name: str, run: RunSummary, metric: str) -> Iterable[tuple[Entry, o
             weights_bytes=arm.weights_bytes,
         )
         yield _compared(entry, run, arm, metric), _identity(name, run, arm)
-
-
-def _has(run: RunSummary, arm: str) -> bool:
-    return any(one.name == arm for one in run.arms)
 
 
 def _compared(entry: Entry, run: RunSummary, arm: Arm, metric: str) -> Entry:
@@ -263,24 +251,3 @@ def _identity(name: str, run: RunSummary, arm: Arm) -> object:
         if node.startswith(f"evaluate.{stage}.f") and node.endswith(f".{kind or 'main'}")
     )
     return (arm.name, keys) if keys else (name, arm.name)
-
-
-def _stages(config: str) -> dict[str, dict[str, Any]]:
-    """Return the stages of a run's YAML; empty where there is none to read."""
-    try:
-        read = yaml.safe_load(config) or {}
-    except yaml.YAMLError:
-        return {}
-    stages = read.get("stages") if isinstance(read, dict) else None
-    found = {str(name): dict(stage) for name, stage in (stages or {}).items() if isinstance(stage, dict)}
-    for stage in found.values():
-        teacher = stage.get("teacher") or ()
-        stage["teacher"] = [teacher] if isinstance(teacher, str) else [str(one) for one in teacher]
-    return found
-
-
-def _methods(stage: Mapping[str, Any], arm: Arm) -> tuple[str, ...]:
-    if arm.name.endswith(".pseudo"):
-        return ("hard labels",)
-    names = [one if isinstance(one, str) else str(one.get("name", "")) for one in stage.get("methods", ())]
-    return tuple(name.rpartition(":")[2] for name in names)

@@ -34,6 +34,9 @@ class Arm:
         latency_s: measured seconds, median, on the same input for every arm.
         memory_mb: peak memory of the same run, MB (10^6 bytes).
         weights_bytes: size of the weight files.
+        methods: what trained it, as a reader knows it: method names, "labels only", "hard labels".
+        teacher: name of the arm that it, or the student that it is a control of, learns from; empty for none.
+        teaching_seed: seed of its networks that teach others; None where the run does not tell.
     """
 
     name: str
@@ -45,6 +48,9 @@ class Arm:
     latency_s: float | None = None
     memory_mb: float | None = None
     weights_bytes: int | None = None
+    methods: tuple[str, ...] = ()
+    teacher: str = ""
+    teaching_seed: int | None = None
 
     @property
     def shown(self) -> str:

@@ -75,12 +75,13 @@ def test_few_patients_show_nothing(make_run: Any) -> None:
 
 def test_a_student_is_compared_with_the_seed_that_taught_it(make_run: Any) -> None:
     run = with_gap(make_run(), 0.005)
-    worse = [{**r, "seed": 5, "dice": 0.1} for r in run.rows if r["arm"] == "teachers"]
-    more = dataclasses.replace(run, rows=(*worse, *run.rows), config="stages: {teachers: {seeds: [0, 5]}}")
-    assert first_seed(more, "teachers") == 0
+    taught = dataclasses.replace(run.arms[0], teaching_seed=5)
+    other = [{**r, "seed": 7, "dice": 0.1} for r in run.rows if r["arm"] == "teachers"]
+    good = [{**r, "seed": 5} for r in run.rows if r["arm"] == "teachers"]
+    rest = [r for r in run.rows if r["arm"] != "teachers"]
+    more = dataclasses.replace(run, arms=(taught, *run.arms[1:]), rows=(*other, *good, *rest))
     assert gate(more, noninferior=0.01).checks[0].value == pytest.approx(-0.005)
-    for text in ("", "stages: 3", "stages: {teachers: {}}", "{"):
-        assert first_seed(dataclasses.replace(run, config=text), "teachers") is None
+    assert first_seed(run, "teachers") is None
 
 
 def test_missing_numbers_are_no_numbers(make_run: Any) -> None:

@@ -23,17 +23,16 @@ from medkd.report.leaderboard_page import (
 from medkd.report.study import study_of
 from medkd.report.summary import Provenance, RunSummary
 
-CONFIG = """\
-stages:
-  teachers: {methods: [supervised]}
-  student: {teacher: teachers, methods: [supervised, {name: "mylab.losses:Mine"}]}
-"""
-
 
 def shifted(run: RunSummary, gain: float) -> RunSummary:
     """The student better by ``gain`` in every case."""
     rows = tuple({**row, "dice": float(str(row["dice"])) + gain * (row["arm"] == "student")} for row in run.rows)
-    return dataclasses.replace(run, rows=rows, config=CONFIG)
+    told = {"student": ("supervised", "Mine"), "student.control": ("labels only",)}
+    arms = tuple(
+        dataclasses.replace(arm, methods=told.get(arm.name, ()), teacher="" if arm.name == "teachers" else "teachers")
+        for arm in run.arms
+    )
+    return dataclasses.replace(run, rows=rows, arms=arms)
 
 
 def test_arms_are_ranked_over_runs_and_told_what_they_are(make_run: Any) -> None:

@@ -39,6 +39,7 @@ TOLD = {
     "same_loss": "same loss, labels instead of a teacher",
     "pseudo": "the teacher's hard labels",
 }
+SHORT = {"control": "labels only", "compute": "labels only", "pseudo": "hard labels"}
 COSTS = ("parameters", "macs", "latency_s", "memory_mb", "weights_bytes")
 
 
@@ -118,7 +119,7 @@ class Gathered:
             if together is not None and together not in config.stages:
                 role = "teacher" if name == student else "other"
                 words = ", ".join(word if word in config.stages else Path(word).name for word in stage.teacher)
-                yield Arm(together, role, detail=f"what {name} learns from: {words}")
+                yield Arm(together, role, detail=f"what {name} learns from: {words}", teaching_seed=0)
         for name, stage in config.stages.items():
             cost: dict[str, Any] = json.loads((self.inputs[Node("cost", name).name] / "cost.json").read_text())
             cost = {key: cost[key] for key in COSTS}
@@ -126,11 +127,17 @@ class Gathered:
             detail = f"mean of {len(names)} networks: {', '.join(names)}" if len(names) > 1 else names[0]
             role = "student" if name == student else "teacher" if name in teachers else "other"
             role = "control" if name == config.evaluate.baseline else role
-            yield Arm(name, role, name, detail, **cost)
+            teacher = (self.teacher_of(name) or "") if stage.teacher else ""
+            methods = tuple(method.label for method in stage.methods)
+            taught: dict[str, Any] = {"teacher": teacher, "teaching_seed": config.seeds_of(name)[0]}
+            yield Arm(name, role, name, detail, **cost, methods=methods, **taught)
             for entry in stage.control:
                 arm = ARMS[entry]
                 role = arm if name == student else "other"
-                yield Arm(arm_name(name, arm), role, arm_name(name, arm), TOLD[arm], **cost)
+                short = (SHORT[arm],) if arm in SHORT else methods
+                yield Arm(
+                    arm_name(name, arm), role, arm_name(name, arm), TOLD[arm], **cost, methods=short, teacher=teacher
+                )
 
     def comparisons(self) -> Iterator[Comparison]:
         """Yield each distilled stage against each of its other arms, by every metric that was measured."""
