@@ -163,9 +163,11 @@ class Augment:
         probabilities = x[channels : channels + target.shape[0]]
         mass = probabilities.sum(0, keepdim=True)
         inside = (mass > 0.5).float()
+        mass.clamp_min_(1e-6)
         if trust is not None:  # a mean over the part of the volume that a resampled voxel shows, as the target is
-            inside = inside * (x[channels + target.shape[0] :] / mass.clamp_min(1e-6)).clamp(0, 1)
-        return Patch(changed.float(), out_label, probabilities / mass.clamp_min(1e-6), inside, swapped)
+            inside = inside * (x[channels + target.shape[0] :] / mass).clamp(0, 1)
+        # in place: `x` is our own copy, and of many classes it is the largest thing here
+        return Patch(changed.float(), out_label, probabilities.div_(mass), inside, swapped)
 
     def _swap(self, x: Tensor, y: Tensor, channels: int, classes: int) -> tuple[Tensor, Tensor]:
         """Exchange left and right classes in label and target."""

@@ -156,14 +156,11 @@ def distance_mm(mask: Tensor, spacing_mm: Sequence[float], limit_mm: float) -> T
     for axis in range(1, mask.ndim):
         spacing = spacing_mm[axis - 1]
         reach = min(int(limit_mm / spacing + 1e-6), mask.shape[axis] - 1)
-        best = squared
+        best, size = squared.clone(), squared.shape[axis]
         for k in range(1, reach + 1):
-            cost = (k * spacing) ** 2
-            size = squared.shape[axis]
-            ahead, behind = squared.narrow(axis, k, size - k) + cost, squared.narrow(axis, 0, size - k) + cost
-            pad = torch.full_like(squared.narrow(axis, 0, k), math.inf)
-            best = torch.minimum(best, torch.cat([ahead, pad], axis))
-            best = torch.minimum(best, torch.cat([pad, behind], axis))
+            for here, there in ((0, k), (k, 0)):
+                near = best.narrow(axis, here, size - k)
+                torch.minimum(near, squared.narrow(axis, there, size - k) + (k * spacing) ** 2, out=near)
         squared = best
     distance = squared.sqrt()
     return torch.where(distance <= limit_mm * (1 + 1e-6), distance, math.inf)

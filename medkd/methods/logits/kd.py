@@ -91,7 +91,9 @@ def voxel_weight(
     if reduction == "foreground":
         seen = (owner > 0) | foreground(batch)
         if student is not None:
-            seen |= teacher_owner(View(student.logits, trust=teacher.trust), batch.regions) > 0
+            logits = student.logits.detach()
+            claimed = logits.amax(1) > 0 if batch.regions else logits[:, 1:].amax(1) > logits[:, 0]
+            seen |= claimed if trust is None else claimed & (trust > 0)
         near = dilate(seen, margin_mm, batch.spacing_mm).float()
         trust = near if trust is None else near * trust
     return balance(owner, teacher.logits.shape[1] + 1, trust)
