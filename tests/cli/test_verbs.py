@@ -116,11 +116,11 @@ def test_a_run_tells_where_its_report_is(toy: Path, capsys: pytest.CaptureFixtur
     assert call(["run", str(toy)]) == 0
     told = capsys.readouterr()
     assert told.out.splitlines()[-1] == "report: runs/toy/report.html"
-    assert "11 nodes done" in told.out
+    assert "12 nodes done" in told.out
     assert "done    train.student.m0.f0.s0.main" in told.err
     assert call(["run", str(toy)]) == 0
     again = capsys.readouterr()
-    assert again.out.splitlines()[0] == "all 11 nodes were already done; nothing to do"
+    assert again.out.splitlines()[0] == "all 12 nodes were already done; nothing to do"
     assert again.out.splitlines()[-1] == "report: runs/toy/report.html"
     assert again.err == ""
 
@@ -151,11 +151,11 @@ def test_a_failed_node_is_told_and_the_rest_is_kept(
     assert told.out == ""
     assert told.err.splitlines()[-1] == (
         "medkd: error: train.teachers.m0.f0.s0.main: case 3 is empty "
-        "(3 nodes done and kept, 7 nodes that need them not begun)"
+        "(2 nodes done and kept, 9 nodes that need them not begun)"
     )
     monkeypatch.setattr(steps, "execute", nothing)
     assert call(["run", str(toy)]) == 0
-    assert "8 nodes done" in capsys.readouterr().out
+    assert "10 nodes done" in capsys.readouterr().out
 
 
 def test_several_failed_nodes_have_a_line_each(
@@ -167,7 +167,7 @@ def test_several_failed_nodes_have_a_line_each(
     told = capsys.readouterr()
     assert json.loads(told.out)["failed"] == dict.fromkeys(nodes, "no")
     assert told.err.splitlines()[-3:] == [
-        "medkd: error: 2 nodes failed (1 node done and kept, 8 nodes that need them not begun):",
+        "medkd: error: 2 nodes failed (1 node done and kept, 9 nodes that need them not begun):",
         *(f"  {node}: no" for node in nodes),
     ]
 
@@ -199,7 +199,7 @@ def test_check_tells_what_it_found(toy: Path, capsys: pytest.CaptureFixture[str]
     assert call(["check", str(toy)]) == 0
     told = capsys.readouterr().out
     assert "Tiny: 6 labelled and 2 unlabelled cases, 3 classes, channels CT" in told
-    assert "2 stages make 11 nodes, 3 of them trainings" in told
+    assert "2 stages make 12 nodes, 3 of them trainings" in told
     assert "a step takes 1 s" in told
     assert told.endswith("toy: nothing wrong found\n")
     assert call(["check", str(toy), "--json", "--set", "stages.student.model.chanels=[4]"]) == 2
