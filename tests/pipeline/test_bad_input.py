@@ -233,7 +233,11 @@ def test_a_teacher_that_is_no_model_is_told(
     teacher = tmp_path / kind
     stages = {"net": {**NET, "methods": ["supervised", "kd"], "teacher": str(teacher), "control": "none"}}
     file = run_of(write, tmp_path, tiny_dataset, stages)
-    told = {"absent/model": "does not exist", "empty": "holds no model that medkd knows", "file": "is no model file that"}
+    told = {
+        "absent/model": "does not exist",
+        "empty": "holds no model that medkd knows",
+        "file": "is no model file that",
+    }
     said = told[kind]
     for verb in (["run", file, "--runs", tmp_path / "runs"], ["check", file]):
         refused(command(*verb), f"{teacher} {said}")
