@@ -115,7 +115,7 @@ def test_the_targets_are_fused_over_the_union_and_say_what_nobody_knows(run: Pat
         assert p[5:].max() < 0.01
     lines = [json.loads(line) for line in (folder / "fusion.jsonl").read_text().splitlines()]
     assert {line["case"] for line in lines} == set(known)
-    assert all(0 <= line["conflicts"] <= line["claimed"] and 0 <= line["trust"] <= 1 for line in lines)
+    assert all(0 <= line["conflicts"] <= line["claimed"] and 0 <= line["foreground_trust"] <= 1 for line in lines)
 
 
 def test_every_arm_is_measured_on_what_it_can_know(run: Path) -> None:

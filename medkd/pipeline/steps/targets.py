@@ -99,8 +99,9 @@ def fill(
 
 def note_fusion(file: IO[str], case: str, fused: Fused) -> None:
     """Write how far the teachers agreed about a case."""
-    trusted = 1.0 if fused.trust is None else float(fused.trust.mean())
-    line = {"case": case, "claimed": fused.claimed, "conflicts": fused.conflicts, "trust": trusted}
+    trust = np.ones(0) if fused.trust is None else fused.trust[0][fused.probabilities.argmax(0) > 0]
+    mean = float(trust.mean()) if trust.size else 1.0
+    line = {"case": case, "claimed": fused.claimed, "conflicts": fused.conflicts, "foreground_trust": mean}
     file.write(json.dumps(line) + "\n")
     file.flush()
 
@@ -113,10 +114,10 @@ def fusion_line(folder: Path) -> str | None:
     conflicts, claimed = (sum(line[key] for line in told) for key in ("conflicts", "claimed"))
     if not conflicts:
         return None
-    trust = sum(line["trust"] for line in told) / len(told)
+    trust = sum(line["foreground_trust"] * line["claimed"] for line in told) / claimed
     return (
         f"Teachers of different classes claim the same voxel in {conflicts / claimed:.2%} of the voxels that one "
-        f"claims; there the surer one is believed and trust is lowered, to {trust:.4f} on average over whole volumes"
+        f"claims; there the surer one is believed and trusted less. Mean trust in the foreground is {trust:.1%}"
     )
 
 
