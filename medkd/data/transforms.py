@@ -134,7 +134,7 @@ class Augment:
             trust: ``(1, *S)`` in the target, zero outside the volume, or None for one everywhere; moves as the target.
         """
         channels, dims = image.shape[0], image.ndim - 1
-        moving = [image, *(part.astype(np.float32) for part in (target, trust) if part is not None)]
+        moving = [image, *(part.astype(np.float32, copy=False) for part in (target, trust) if part is not None)]
         linear = np.concatenate(moving) if len(moving) > 1 else image
         # shifted, so that the zero padding of a resampled patch means OUTSIDE
         nearest = (label[None] - OUTSIDE).astype(np.float32)

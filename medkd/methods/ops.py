@@ -136,14 +136,11 @@ def balance(owner: Tensor, classes: int, trust: Tensor | None = None) -> Tensor:
 
 def dilate(mask: Tensor, radius_mm: float, spacing_mm: Sequence[float]) -> Tensor:
     """Return the voxels within ``radius_mm`` of a true voxel of ``(B, *S)`` bool ``mask``."""
-    return torch.isfinite(distance_mm(mask, spacing_mm, radius_mm))
+    return _squared_mm(mask, spacing_mm, radius_mm) <= _within(radius_mm) ** 2
 
 
 def distance_mm(mask: Tensor, spacing_mm: Sequence[float], limit_mm: float) -> Tensor:
-    r"""Return the exact Euclidean distance to the nearest true voxel, up to a limit.
-
-    Separable lower envelope, :math:`d^2(x) = \min_k d^2(x + k e_a) + (k\,s_a)^2` along each axis, exact for
-    every distance up to ``limit_mm`` and infinite beyond.
+    """Return the exact Euclidean distance to the nearest true voxel, infinite beyond a limit.
 
     Args:
         mask: ``(B, *S)`` bool.
@@ -151,6 +148,19 @@ def distance_mm(mask: Tensor, spacing_mm: Sequence[float], limit_mm: float) -> T
         limit_mm: largest distance of interest.
 
     Shapes: returns ``(B, *S)`` float32 in mm.
+    """
+    distance = _squared_mm(mask, spacing_mm, limit_mm).sqrt()
+    return torch.where(distance <= _within(limit_mm), distance, math.inf)
+
+
+def _within(limit_mm: float) -> float:
+    return limit_mm * (1 + 1e-6)  # a whole number of voxels away is still within
+
+
+def _squared_mm(mask: Tensor, spacing_mm: Sequence[float], limit_mm: float) -> Tensor:
+    r"""Return the square of the distance to the nearest true voxel, right wherever that is at most ``limit_mm``.
+
+    Separable lower envelope, :math:`d^2(x) = \min_k d^2(x + k e_a) + (k\,s_a)^2` along each axis.
     """
     squared = torch.where(mask, 0.0, math.inf)
     for axis in range(1, mask.ndim):
@@ -162,8 +172,7 @@ def distance_mm(mask: Tensor, spacing_mm: Sequence[float], limit_mm: float) -> T
                 near = best.narrow(axis, here, size - k)
                 torch.minimum(near, squared.narrow(axis, there, size - k) + (k * spacing) ** 2, out=near)
         squared = best
-    distance = squared.sqrt()
-    return torch.where(distance <= limit_mm * (1 + 1e-6), distance, math.inf)
+    return squared
 
 
 def boundary(owner: Tensor) -> Tensor:
