@@ -164,14 +164,14 @@ class Store:
         return self._positions[case]
 
 
-def class_positions(label: Array) -> dict[int, Array]:
-    """Return up to 2000 evenly drawn positions ``(n, dims)`` of each foreground class in ``label`` ``(*S)``."""
+def class_positions(label: Array, most: int = _FOREGROUND) -> dict[int, Array]:
+    """Return up to ``most`` evenly drawn positions ``(n, dims)`` of each foreground class in ``label`` ``(*S)``."""
     rng = np.random.default_rng(0)
     found: dict[int, Array] = {}
     for value in np.unique(label[label > 0]):
         where = np.flatnonzero(label == value)
-        if len(where) > _FOREGROUND:
-            where = rng.choice(where, _FOREGROUND, replace=False)
+        if len(where) > most:
+            where = rng.choice(where, most, replace=False)
         found[int(value)] = np.stack(np.unravel_index(where, label.shape), 1).astype(np.int32)
     return found
 
@@ -181,7 +181,7 @@ def write_positions(path: Path, positions: Mapping[int, Array]) -> None:
     part = path.with_suffix(".part")
     try:
         with part.open("wb") as stream:
-            np.savez(stream, **{str(k): v for k, v in positions.items()})  # type: ignore[arg-type]
+            np.savez_compressed(stream, **{str(k): v for k, v in positions.items()})  # type: ignore[arg-type]
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from medkd.data.store import DamagedFileError, Volumes, class_positions, read_positions, write_positions
 from medkd.errors import UserError
 from medkd.teachers.encodings import Encoding, encode
-from medkd.teachers.index import FORMAT, INDEX, read_index, write_json
 from medkd.teachers.index import content_digest as content_digest
+from medkd.teachers.index import describe, read_index, write_json
 from medkd.teachers.views import Decoded, Trust
 
 Array = NDArray[Any]
+_PLACES = 20_000  # of all classes of a case together
 Answer = Array | tuple[Array, Array | None]
 """Probabilities ``(K, *S)``, alone or with their trust ``(1, *S)`` in [0, 1]."""
 
@@ -103,11 +104,13 @@ class TargetStore:
         code = encode(probabilities, self.encoding)
         with self.hold(case):
             self.discard(case)
-            self._describe(len(probabilities))
+            if not self._old:
+                about = {"encoding": self.encoding.name, "k": self.encoding.k, "content": self.content}
+                describe(self.volumes.folder, {**about, "classes": len(probabilities)})
             self.volumes.write(case, "target", code.planes)
             if trust is not None:
                 self.volumes.write(case, "trust", np.round(255 * np.clip(trust, 0, 1)).astype(np.uint8))
-            write_positions(self._path(case, "target.npz"), class_positions(probabilities.argmax(0)))
+            write_positions(self._path(case, "target.npz"), _places(probabilities))
             if self._old:
                 return
             card = {
@@ -240,23 +243,6 @@ class TargetStore:
     def _path(self, case: str, part: str) -> Path:
         return self.volumes.folder / f"{case}.{part}"
 
-    def _describe(self, classes: int) -> None:
-        """Write what the folder holds; the first who comes does.
-
-        Raises:
-            UserError: this is not what it holds already.
-        """
-        if self._old:
-            return
-        about = {"format": FORMAT, "encoding": self.encoding.name, "k": self.encoding.k, "classes": classes}
-        about["content"] = self.content
-        there = read_index(self.volumes.folder)
-        if there is None:
-            write_json(self.volumes.folder / INDEX, about)
-        elif there != about:
-            different = ", ".join(key for key in about if about[key] != there[key])
-            raise UserError(f"{self.volumes.folder} holds targets of another {different}; delete it or give another")
-
     def _card(self, case: str) -> Mapping[str, Any]:
         """Return what is written of a case, once its files have been compared with it."""
         if self._old:
@@ -295,3 +281,10 @@ class TargetStore:
             raise
         except DamagedFileError as error:
             raise DamagedTargetError(self.volumes.folder, case, str(error.__cause__ or error)) from error
+
+
+def _places(probabilities: Array) -> dict[int, Array]:
+    """Return where each class wins, in few bytes: sorted, and of many classes fewer voxels each."""
+    found = class_positions(probabilities.argmax(0), max(100, min(2000, _PLACES // len(probabilities))))
+    small = np.int16 if max(probabilities.shape) < 2**15 else np.int32
+    return {value: where[np.lexsort(where.T[::-1])].astype(small) for value, where in found.items()}

@@ -44,6 +44,19 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     return told
 
 
+def describe(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write what a folder holds; the first who comes does.
+
+    Raises:
+        UserError: this is not what it holds already.
+    """
+    there = read_index(folder)
+    if there is None:
+        write_json(folder / INDEX, {"format": FORMAT, **about})
+    elif different := ", ".join(key for key in about if about[key] != there[key]):
+        raise UserError(f"{folder} holds targets of another {different}; delete it or give another")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file whole or not at all, whoever else writes it.
 

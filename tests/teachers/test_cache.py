@@ -42,6 +42,18 @@ def test_positions_are_where_a_class_wins(tmp_path: Path) -> None:
         assert len(where) == (owner == value).sum()
 
 
+def test_positions_of_many_classes_take_few_bytes(tmp_path: Path) -> None:
+    owner = np.arange(48**3).reshape(48, 48, 48) // 1024 % 101
+    hot = (owner == np.arange(101).reshape(-1, 1, 1, 1)).astype(np.float32)
+    TargetStore(tmp_path, encoding=Encoding("topk")).write("a", hot)
+    positions = TargetStore(tmp_path).positions("a")
+    assert set(positions) == set(range(1, 101))
+    for value, where in positions.items():
+        assert len(np.unique(where, axis=0)) == 198
+        assert all(owner[tuple(p)] == value for p in where)
+    assert (tmp_path / "a.target.npz").stat().st_size < 100 * 198 * 4
+
+
 def test_a_case_without_positions_is_not_whole(tmp_path: Path) -> None:
     store = TargetStore(tmp_path)
     store.write("a", soft())
@@ -55,7 +67,7 @@ def test_a_write_that_breaks_off_leaves_the_case_unfinished(tmp_path: Path, monk
         stream.write(b"half")  # type: ignore[attr-defined]
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full_disk)
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
     store = TargetStore(tmp_path)
     with pytest.raises(UserError, match=r"No space left.*free disk space"):
         store.write("a", soft())
