@@ -118,10 +118,13 @@ def test_the_final_stage_only_copies_what_was_built() -> None:
 def test_the_extras_exist() -> None:
     section = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]\n")[2]
     known = set(re.findall(r"^([\w-]+) = \[", section.partition("\n[")[0], flags=re.MULTILINE))
-    (extras,) = [arg.partition("=")[2] for arg in given(STAGES[0], "ARG") if arg.startswith("EXTRAS=")]
-    jupyter = compose()["services"]["jupyter"]["build"]["args"]["EXTRAS"]
-    assert {*extras.split(","), *jupyter.split(",")} <= known
-    assert jupyter == f"{extras},notebooks"
+    assert {*defaults()["EXTRAS"].split(","), "notebooks"} <= known
+
+
+def defaults() -> dict[str, str]:
+    """Return the default of every build argument that has one."""
+    pairs = [arg.partition("=") for stage in (TOP, *STAGES) for arg in given(stage, "ARG")]
+    return {name: value for name, equals, value in pairs if equals}
 
 
 @cache
@@ -149,6 +152,9 @@ def test_the_services_are_whole() -> None:
         assert (ROOT / "docker" / build["context"] / build["dockerfile"]).samefile(ROOT / "docker" / "Dockerfile")
         declared = {part.partition("=")[0] for stage in STAGES for part in given(stage, "ARG")}
         assert set(build["args"]) <= declared, name
+        for argument, value in build["args"].items():
+            more = ",notebooks" if (name, argument) == ("jupyter", "EXTRAS") else ""
+            assert value == f"${{{argument}:-{defaults()[argument]}}}{more}"
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device["capabilities"] == ["gpu"]
 
