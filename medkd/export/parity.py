@@ -19,6 +19,23 @@ AGREEMENT = 0.999
 
 
 @dataclass(frozen=True)
+class WorstVoxel:
+    """Where the two networks are furthest apart.
+
+    Args:
+        index: voxel of the prepared image.
+        label: name of the class whose probability differs most.
+        trained: its probability by the trained network.
+        exported: by the exported one.
+    """
+
+    index: tuple[int, ...]
+    label: str
+    trained: float
+    exported: float
+
+
+@dataclass(frozen=True)
 class CaseParity:
     """Trained against exported network on one case.
 
@@ -27,12 +44,14 @@ class CaseParity:
         difference: largest absolute difference of a class probability.
         agreement: share of voxels with the same class.
         dice: class name -> Dice between both labels; None where both leave the class out.
+        worst: the voxel of ``difference``; None where a network answered NaN.
     """
 
     case: str
     difference: float
     agreement: float
     dice: dict[str, float | None]
+    worst: WorstVoxel | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,13 @@ class Parity:
             found = [value for case in self.cases if (value := case.dice[name]) is not None]
             lowest[name] = min(found) if found else None
         return lowest
+
+    @property
+    def told(self) -> str:
+        """The agreement in words."""
+        if self.agreement == 1:
+            return "the same class in every voxel"
+        return f"the same class in at least {min(100 * self.agreement, 99.9999):.4f} % of the voxels of each"
 
     @property
     def passed(self) -> bool:
@@ -141,11 +167,17 @@ def _compare_case(
     trained: SegmentationModel, exported: SegmentationModel, name: str, image: NDArray[np.float32]
 ) -> CaseParity:
     a, b = trained.probabilities(image), exported.probabilities(image)
-    difference = float((a - b).abs().max())
+    apart = (a - b).abs()
+    difference = float(apart.max())
+    worst = None
+    if np.isfinite(difference):
+        k, *index = (int(i) for i in np.unravel_index(int(apart.argmax()), tuple(apart.shape)))
+        place = (k, *index)
+        worst = WorstVoxel(tuple(index), list(trained.labels)[k], float(a[place]), float(b[place]))
     first, second = a.argmax(0), b.argmax(0)
     dice: dict[str, float | None] = {}
     for label, value in trained.labels.items():
         here, there = first == value, second == value
         total = int(here.sum()) + int(there.sum())
         dice[label] = 2 * int((here & there).sum()) / total if total else None
-    return CaseParity(name, difference, float((first == second).double().mean()), dice)
+    return CaseParity(name, difference, float((first == second).double().mean()), dice, worst)

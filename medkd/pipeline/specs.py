@@ -12,7 +12,7 @@ from medkd.pipeline.shorthand import as_tuple, control_arms, items, mode_alone, 
 Share = Annotated[float, Field(ge=0, le=1)]
 Auto = Literal["auto"]
 ControlArm = Literal["steps", "compute", "same_loss", "pseudo"]
-ExportFormat = Literal["onnx", "bundle"]
+ExportFormat = Literal["onnx", "bundle", "torchscript", "pt2", "openvino"]
 TrackerName = Literal["tensorboard", "mlflow"]
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 StageName = Annotated[str, Field(pattern=FOLDER_NAME)]

@@ -9,56 +9,104 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from medkd.data.dataset import load_dataset
+from medkd.data.store import Store
 from medkd.errors import UserError
-from medkd.export.bundle import export_bundle
-from medkd.export.onnx import export_onnx
-from medkd.export.parity import compare, require
-from medkd.inference.model import SegmentationModel
+from medkd.export.evidence import CASES, Evidence, evidence_of_store
+from medkd.export.formats import export_as
+from medkd.export.portable import Exported
+from medkd.networks.weights import read_card
+from medkd.pipeline.config import load_config
 from medkd.pipeline.context import Context
+from medkd.pipeline.folder import read_manifest
 from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.ground import Ground
 from medkd.report.summary import Parity
 
-CASES = 5
-"""Test cases on which an export is compared."""
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""Formats that do not run in torch, and the package that runs them."""
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
-    """Write ``onnx/``, ``bundle/`` as asked, and ``export.json``: what was exported from where, with its parity.
+    """Write a folder for each format, and ``export.json``: what was exported from where, with its parity.
 
     Raises:
         UserError: the export does not answer as the trained network does.
     """
     ground = Ground.of(inputs, context)
     model_folder = best_seed(node.stage, inputs)
-    trained = SegmentationModel.from_folder(model_folder, device="cpu")
+    split = ground.split(node.fold)
+    evidence = evidence_of_store(
+        ground.store,
+        read_card(model_folder),
+        split.train,
+        split.test,
+        labels=ground.dataset.labels,
+        source=_source(ground.dataset.name, node.fold),
+    )
     done: list[dict[str, Any]] = []
     for form in context.config.export:
-        folder = out / form
+        exported = export_as(form, model_folder, out / form, evidence=evidence)
         entry: dict[str, Any] = {"format": form, "from": model_folder.name, "folder": form}
-        if form == "onnx":
-            export_onnx(model_folder, folder)
-            exported = SegmentationModel.from_folder(folder)
-            names = ground.split(node.fold).test[:CASES]
-            images = ((name, np.asarray(ground.store.image(name)[...])) for name in names)
-            parity = compare(trained, exported, images, out=folder / "parity.json")
-            require(parity)
-            entry["parity"] = asdict(
-                Parity(
-                    form,
-                    cases=len(parity.cases),
-                    max_abs_difference=parity.difference,
-                    voxel_agreement=parity.agreement,
-                    dice=parity.dice,
-                    note=f"ONNX Runtime {metadata.version('onnxruntime')}, {len(parity.cases)} test cases",
-                )
-            )
-        else:
-            export_bundle(model_folder, folder)
+        if exported.parity is not None:
+            entry["parity"] = asdict(_parity(exported))
         done.append(entry)
     (out / "export.json").write_text(json.dumps(done, indent=1))
+
+
+def _parity(exported: Exported) -> Parity:
+    """Return the comparison as the report shows it."""
+    assert exported.parity is not None
+    package = RUNTIMES.get(exported.form, "torch")
+    told = [f"{package} {metadata.version(package)}, {len(exported.parity.cases)} test cases", exported.note]
+    return Parity(
+        exported.form,
+        cases=len(exported.parity.cases),
+        max_abs_difference=exported.parity.difference,
+        voxel_agreement=exported.parity.agreement,
+        dice=exported.parity.dice,
+        note="; ".join(part for part in told if part),
+    )
+
+
+def evidence_of_run(model_folder: Path, *, cases: int = CASES) -> Evidence | None:
+    """Return test cases and training patches for a network that still lies in its run; None for any other folder.
+
+    Label maps count where the run's dataset can still be read: their values mean nothing without its names.
+
+    Args:
+        model_folder: ``RUN/nodes/train...``.
+        cases: how many to compare on.
+    """
+    manifest = read_manifest(model_folder) if model_folder.parent.name == "nodes" else None
+    if manifest is None or "prepare" not in manifest.inputs:
+        return None
+    nodes = model_folder.parent
+    folder = next((path for path in nodes.glob("prepare-*") if _is(path, manifest.inputs["prepare"])), None)
+    if folder is None:
+        return None
+    fold = int(manifest.node.get("fold") or 0)
+    split = json.loads((folder / "splits.json").read_text())[fold]
+    labels, name = None, "the run's data, label maps not found"
+    try:
+        config = load_config(nodes.parent / "config.yaml")
+        dataset = load_dataset(config.data.source, Path(config.data.root) if config.data.root else None)
+        labels, name = dataset.labels, dataset.name
+    except UserError:
+        pass  # moved since; the masks of fp32 serve
+    source = _source(name, fold)
+    return evidence_of_store(
+        Store(folder), read_card(model_folder), split["train"], split["test"], labels=labels, source=source, cases=cases
+    )
+
+
+def _source(name: str, fold: int | None) -> str:
+    return f"{name}, test cases of fold {fold or 0}"
+
+
+def _is(folder: Path, key: str) -> bool:
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.key == key
 
 
 def best_seed(stage: str, inputs: Mapping[str, Path]) -> Path:
