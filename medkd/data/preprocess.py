@@ -141,9 +141,7 @@ def restore_probabilities(probabilities: NDArray[Any], restore: Restore) -> NDAr
     """
     _check(probabilities.shape[1:], restore)
     x, y, z = restore.canonical_shape
-    first, *others = _operators(
-        restore.shape, restore.canonical_shape, restore.spacing_mm, voxel_size(restore.affine), order=1
-    )
+    first, *others = way_back(restore)
     label = np.zeros((x, y, z), np.int16)
     rows = max(1, SLAB_VOXELS // (y * z))
     for start in range(0, x, rows):
@@ -159,6 +157,12 @@ def restore_probabilities(probabilities: NDArray[Any], restore: Restore) -> NDAr
             label[slab][wins] = k
             best[wins] = score[wins]
     return label
+
+
+def way_back(restore: Restore) -> tuple[Operator, ...]:
+    """Return the interpolation from the prepared to the canonical grid, one operator an axis."""
+    spacing = voxel_size(restore.affine)
+    return _operators(restore.shape, restore.canonical_shape, restore.spacing_mm, spacing, order=1)
 
 
 def normalise(channel: NDArray[Any], rule: IntensityRule) -> Float:

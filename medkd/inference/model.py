@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medkd.data.plan import Plan
-from medkd.data.preprocess import prepare_image, restore_label, restore_probabilities
+from medkd.data.preprocess import Restore, prepare_image
 from medkd.data.volume import Volume
-from medkd.errors import UserError
+from medkd.errors import UserError, nearest
+from medkd.inference.air import body_mask
+from medkd.inference.grid import lay_grid
+from medkd.inference.heads import Network, defer_head
 from medkd.inference.onnx import CARD, GRAPH, OnnxNetwork, read_student
-from medkd.inference.window import Network, mirrored, predict_label, sliding_window
+from medkd.inference.slabs import predict_back
+from medkd.inference.window import mirrored, predict_label, sliding_window
 from medkd.networks.weights import ModelCard, load_network
-
-PROBABILITY_BYTES = 2_000_000_000
-"""Above this the probabilities of all classes are not kept; the label is resampled, with slightly coarser borders."""
 
 
 class SegmentationModel:
@@ -34,9 +35,11 @@ class SegmentationModel:
         card: labels, plan and provenance; of an ensemble, the first member's.
         device: ``"auto"`` (the GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         overlap: share of a window that its neighbour covers.
-        batch: windows per forward.
+        batch: windows per forward; None for one on a CPU and a few on a GPU, as many as fit.
         mirror: average over the flips that training used; costs twice the time for each axis.
         identity: stands for the weights; written beside predictions.
+        skip_air: leave out windows that show air alone, and call them background.
+        memory_mb: what blending may take before an image is done in parts; None for half of what is free.
 
     Raises:
         UserError: the device is not there.
@@ -49,9 +52,11 @@ class SegmentationModel:
         *,
         device: str | torch.device = "cpu",
         overlap: float = 0.5,
-        batch: int = 1,
+        batch: int | None = None,
         mirror: bool = False,
         identity: str = "",
+        skip_air: bool = False,
+        memory_mb: float | None = None,
     ) -> None:
         if not networks:
             raise ValueError("a model needs at least one network")
@@ -60,7 +65,9 @@ class SegmentationModel:
         # An exported graph runs on the CPU whatever is asked for, so its windows should not travel.
         self.device = pick_device(device if any(isinstance(n, nn.Module) for n in networks) else "cpu")
         self.overlap, self.batch, self.mirror = overlap, batch, mirror
+        self.skip_air, self.memory_mb = skip_air, memory_mb
         self.networks = [n.eval().to(self.device) if isinstance(n, nn.Module) else n for n in networks]
+        self._parted: list[Network] | None = None
 
     @classmethod
     def from_folder(cls, path: str | Path | Sequence[str | Path], **options: Any) -> SegmentationModel:
@@ -68,7 +75,7 @@ class SegmentationModel:
 
         Args:
             path: the folder, or the folders of an ensemble.
-            options: ``device``, ``overlap``, ``batch`` and ``mirror`` of the class.
+            options: ``device``, ``overlap``, ``batch``, ``mirror``, ``skip_air`` and ``memory_mb`` of the class.
 
         Raises:
             UserError: no model there, damaged or newer files, or members that do not fit together.
@@ -103,11 +110,13 @@ class SegmentationModel:
         Returns:
             ``(K, *S)`` float32 on the CPU.
         """
-        return sliding_window(self._voters(), torch.as_tensor(prepared), **self._window())
+        image = torch.as_tensor(prepared)
+        return sliding_window(self._voters(image), image, **self._window())
 
     def label(self, prepared: Tensor | NDArray[np.float32]) -> NDArray[np.int16]:
         """Return the most probable class ``(*S)`` of a prepared image ``(C, *S)``, in little memory."""
-        return predict_label(self._voters(), torch.as_tensor(prepared), **self._window())
+        image = torch.as_tensor(prepared)
+        return predict_label(self._voters(image), image, **self._window())
 
     def predict(self, volume: Volume) -> NDArray[np.int16]:
         """Return the label ``(X, Y, Z)`` of a canonical volume, on its own grid.
@@ -119,27 +128,69 @@ class SegmentationModel:
 
     def predict_timed(self, volume: Volume) -> tuple[NDArray[np.int16], dict[str, float]]:
         """As :meth:`predict`; also the seconds of ``prepare``, ``network`` and ``restore``."""
-        seconds: dict[str, float] = {}
+        prepared, restore, seconds = self._prepare(volume)
+        return self.label_back(prepared, restore, body=self._body(volume, restore), seconds=seconds), seconds
+
+    def label_back(
+        self,
+        prepared: Tensor | NDArray[np.float32],
+        restore: Restore,
+        *,
+        body: Tensor | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> NDArray[np.int16]:
+        """Return the label ``(X, Y, Z)`` of a prepared image ``(C, *S)`` on the canonical grid, slab by slab."""
+        return self._back(prepared, restore, body=body, seconds=seconds)
+
+    def scores(
+        self, volume: Volume, classes: Sequence[str] | None = None, *, dtype: str = "uint8"
+    ) -> NDArray[np.uint8] | NDArray[np.floating[Any]]:
+        """Return the probabilities of some classes on the volume's own grid.
+
+        Args:
+            volume: canonical volume.
+            classes: their names; None for all of them.
+            dtype: ``"uint8"`` (0 to 255), ``"float16"`` or ``"float32"``.
+
+        Returns:
+            ``(len(classes), X, Y, Z)``, in the order asked for.
+
+        Raises:
+            UserError: a class that the model does not know, or another number of channels.
+        """
+        names = list(self.labels) if classes is None else list(classes)
+        for name in names:
+            if name not in self.labels:
+                raise UserError(f"the model has no class {name!r}{nearest(name, self.labels)}")
+        prepared, restore, _ = self._prepare(volume)
+        keep = [self.labels[name] for name in names]
+        return self._back(prepared, restore, body=self._body(volume, restore), keep=keep, dtype=dtype)
+
+    def _prepare(self, volume: Volume) -> tuple[NDArray[np.float32], Restore, dict[str, float]]:
         began = perf_counter()
         prepared, restore = prepare_image(volume, self.plan)
-        seconds["prepare"], began = perf_counter() - began, perf_counter()
-        size = 4 * self.card.classes * prepared[0].size
-        # On the same grid nothing is interpolated, so probabilities would give the same label for more memory.
-        if restore.shape == restore.canonical_shape or size > PROBABILITY_BYTES:
-            label = self.label(prepared)
-            seconds["network"], began = perf_counter() - began, perf_counter()
-            label = restore_label(label, restore)
-        else:
-            scores = self.probabilities(prepared)
-            seconds["network"], began = perf_counter() - began, perf_counter()
-            label = restore_probabilities(scores.numpy(), restore)
-        seconds["restore"] = perf_counter() - began
-        return label, seconds
+        return prepared, restore, {"prepare": perf_counter() - began, "network": 0.0, "restore": 0.0}
 
-    def _voters(self) -> list[Network]:
+    def _body(self, volume: Volume, restore: Restore) -> Tensor | None:
+        return torch.from_numpy(body_mask(volume, self.plan, restore.shape)) if self.skip_air else None
+
+    def _back(self, prepared: Tensor | NDArray[np.float32], restore: Restore, **options: Any) -> NDArray[Any]:
+        image = torch.as_tensor(prepared)
+        options |= self._window() | {"memory_mb": self.memory_mb}
+        return predict_back(self._voters(image), image, restore, **options)
+
+    def _voters(self, image: Tensor) -> list[Network]:
+        """Return what votes on ``image``: where windows are blended, the networks without their heads if that helps."""
+        networks = self.networks
+        if len(lay_grid(image.shape[1:], self.plan.patch, self.overlap)) > 1:
+            if self._parted is None:
+                noise = torch.Generator().manual_seed(0)
+                sample = torch.randn((1, self.card.in_channels, *self.plan.patch), generator=noise).to(self.device)
+                self._parted = [defer_head(network, sample) or network for network in networks]
+            networks = self._parted
         if not self.mirror:
-            return list(self.networks)
-        return [mirrored(network, self.plan.mirror_axes, self.plan.mirror_swap) for network in self.networks]
+            return list(networks)
+        return [mirrored(network, self.plan.mirror_axes, self.plan.mirror_swap) for network in networks]
 
     def _window(self) -> dict[str, Any]:
         return {

@@ -7,9 +7,10 @@ only for the rows that later windows can still reach, so memory does not grow wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,67 +18,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Network = Callable[[Tensor], Tensor]
-"""Anything that maps ``(B, C, *S)`` to logits ``(B, K, *S)``."""
+from medkd.inference.grid import Grid, lay_grid
+from medkd.inference.heads import Deferred, Network
+
+__all__ = [
+    "Grid",
+    "Network",
+    "blended_slabs",
+    "gaussian",
+    "lay_grid",
+    "mirrored",
+    "predict_label",
+    "sliding_window",
+    "top_class",
+    "vote",
+]
+
 SIGMA = 0.125
 """Standard deviation of the blending weight as a share of the window (MONAI's and nnU-Net's choice)."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the windows lie on the padded image.
-
-    Args:
-        window: window size along ``*S``.
-        padding: ``(before, after)`` voxels added along each axis.
-        starts: first voxel of every window along each axis, in the padded image.
-    """
-
-    window: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    starts: tuple[tuple[int, ...], ...]
-
-    def __len__(self) -> int:
-        return math.prod(len(starts) for starts in self.starts)
-
-    @property
-    def axis(self) -> int:
-        """The axis with the most windows: streaming along it holds the fewest rows."""
-        return max(range(len(self.starts)), key=lambda axis: (len(self.starts[axis]), -axis))
-
-
-def lay_grid(shape: Sequence[int], patch: Sequence[int], overlap: float = 0.5) -> Grid:
-    """Lay windows over an image of ``shape``.
-
-    A window is always one training patch. Windows fitted to small images were tried with one small UNet on 67
-    hippocampi of the Medical Segmentation Decathlon: they lost 0.002 Dice, since instance normalisation then sees
-    other statistics than in training, and gained no time on a CPU.
-
-    Windows are spaced evenly; an axis gets one window fewer where that costs at most a quarter of a step of overlap.
-
-    Args:
-        shape: image size along ``*S``, voxels.
-        patch: window size along ``*S``, voxels; smaller images are padded to it, as much before as after.
-        overlap: share of a window that its neighbour covers, in [0, 1).
-
-    Raises:
-        ValueError: ranks differ, or ``overlap`` lies outside [0, 1).
-    """
-    if len(shape) != len(patch):
-        raise ValueError(f"an image of shape {tuple(shape)} cannot be cut into windows of {tuple(patch)}")
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must lie in [0, 1), not {overlap}")
-    padding, starts = [], []
-    for size, side in zip(shape, patch, strict=True):
-        extra = max(side - size, 0)
-        room = max(size - side, 0)
-        step = max(int(side * (1 - overlap)), 1)
-        hops = max(math.ceil(room / step - 0.25), 1) if room else 0
-        if hops and room > hops * side:  # without overlap nothing can be saved: windows must still touch
-            hops = math.ceil(room / side)
-        padding.append((extra // 2, extra - extra // 2))
-        starts.append(tuple(round(hop * room / hops) for hop in range(hops + 1)) if hops else (0,))
-    return Grid(tuple(patch), tuple(padding), tuple(starts))
+CHUNK_BYTES = 32_000_000
+"""Finished logits are handed on in pieces of about this size."""
+GPU_BATCH = 4
+BODY_SHARE = 0.001
+"""A window with less than this share of body voxels counts as air."""
+CERTAIN = 20.0
+"""Logit of background (minus: of all others) where nothing was computed."""
 
 
 def gaussian(window: Sequence[int]) -> Tensor:
@@ -99,6 +64,8 @@ def mirrored(network: Network, axes: Sequence[int], swap: Sequence[tuple[int, in
         axes: spatial axes to flip (0 is left-right).
         swap: pairs of classes that trade places when axis 0 is flipped (left and right kidney).
     """
+    if isinstance(network, Deferred) and not (swap and 0 in axes):  # a mean of features is one of logits
+        return replace(network, body=mirrored(network.body, axes))
     flips = [flip for count in range(len(axes) + 1) for flip in combinations(sorted(axes), count)]
 
     def averaged(image: Tensor) -> Tensor:
@@ -124,20 +91,23 @@ def blended_slabs(
     grid: Grid,
     *,
     classes: int,
-    batch: int = 1,
+    batch: int | None = 1,
     device: torch.device | str | None = None,
     accumulate: torch.device | str | None = None,
+    body: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield finished slabs of blended logits along ``grid.axis``, in order and without gaps.
+    """Yield finished rows of blended logits along ``grid.axis``, a few at a time, in order and without gaps.
 
     Args:
-        network: maps ``(B, C, *S)`` to logits ``(B, K, *S)``.
+        network: maps ``(B, C, *S)`` to logits ``(B, K, *S)``; of a :class:`~medkd.inference.heads.Deferred` the
+            features are blended, and the head is applied to what is finished.
         image: ``(C, *S)``, not padded.
         grid: the windows, from :func:`lay_grid` for this shape.
         classes: ``K``.
-        batch: windows per forward.
+        batch: windows per forward; None for one on a CPU and up to four on a GPU, as many as fit.
         device: where ``network`` runs; None for where ``image`` lies.
         accumulate: where logits are blended; None for ``device``.
+        body: ``(*S)`` bool; windows of which almost nothing lies in it are not computed, and count as background.
 
     Yields:
         The rows of the unpadded image along ``grid.axis`` and their logits ``(K, *s)`` float32, cropped to the image.
@@ -147,68 +117,102 @@ def blended_slabs(
     """
     device = torch.device(device) if device is not None else image.device
     accumulate = torch.device(accumulate) if accumulate is not None else device
+    head = network if isinstance(network, Deferred) else None
+    forward, channels = (network, classes) if head is None else (head.body, head.features)
+    if batch is None:
+        batch = 1 if device.type == "cpu" else GPU_BATCH
     shape, axis, side = image.shape[1:], grid.axis, grid.window[grid.axis]
-    image = F.pad(image, [voxels for pair in reversed(grid.padding) for voxels in pair])
+    margins = [voxels for pair in reversed(grid.padding) for voxels in pair]
+    if any(margins):
+        image = F.pad(image, margins)
+        body = None if body is None else F.pad(body, margins)
     inner = [slice(before, before + size) for (before, _), size in zip(grid.padding, shape, strict=True)]
     others = [starts if a != axis else (0,) for a, starts in enumerate(grid.starts)]
     corners = list(product(*others))
     weight = gaussian(grid.window).to(accumulate) if len(grid) > 1 else torch.ones((), device=accumulate)
     room = [side if a == axis else size for a, size in enumerate(image.shape[1:])]
-    total = torch.zeros((classes, *room), device=accumulate)
+    total = torch.zeros((channels, *room), device=accumulate)
     mass = torch.zeros(room, device=accumulate)
+    few = max(1, CHUNK_BYTES * shape[axis] // (4 * classes * math.prod(shape)))
     ends = (*grid.starts[axis][1:], image.shape[axis + 1])
     for start, end in zip(grid.starts[axis], ends, strict=True):
-        for first in range(0, len(corners), batch):
-            places = [
-                tuple(slice(corner, corner + length) for corner, length in zip(corner_, grid.window, strict=True))
-                for corner_ in corners[first : first + batch]
-            ]
-            rows = image.narrow(axis + 1, start, side)
-            logits = network(torch.stack([rows[(slice(None), *place)] for place in places]).to(device))
-            if logits.shape != (len(places), classes, *grid.window):
+        places = [tuple(slice(a, a + b) for a, b in zip(corner, grid.window, strict=True)) for corner in corners]
+        if body is not None:
+            inside = body.narrow(axis, start, side)
+            places = [place for place in places if inside[place].float().mean() >= BODY_SHARE]
+        rows = image.narrow(axis + 1, start, side)
+        first = 0
+        while first < len(places):
+            some = places[first : first + batch]
+            try:
+                logits = forward(torch.stack([rows[(slice(None), *place)] for place in some]).to(device))
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                batch = len(some) // 2
+                continue
+            if logits.shape != (len(some), channels, *grid.window):
                 raise ValueError(
                     f"the network answers {tuple(logits.shape)} to windows of {grid.window}; "
-                    f"expected {(len(places), classes, *grid.window)}"
+                    f"expected {(len(some), channels, *grid.window)}"
                 )
-            for place, answer in zip(places, logits.to(accumulate, torch.float32), strict=True):
+            for place, answer in zip(some, logits.to(accumulate, torch.float32), strict=True):
                 total[(slice(None), *place)].addcmul_(answer, weight)
                 mass[place] += weight
+            first += len(some)
+            del logits  # else it would live on beside the next one
         done, lead = end - start, grid.padding[axis][0]
         low, high = max(start, inner[axis].start), min(end, inner[axis].stop)
-        if high > low:
-            crop = [slice(low - start, high - start) if a == axis else part for a, part in enumerate(inner)]
-            yield slice(low - lead, high - lead), total[(slice(None), *crop)] / mass[tuple(crop)]
-        if done < side:  # what later windows still reach moves to the front; the rest starts empty
-            for buffer, where in ((total, axis + 1), (mass, axis)):
-                kept = buffer.narrow(where, done, side - done).clone()
-                buffer.zero_()
-                buffer.narrow(where, 0, side - done).copy_(kept)
-        else:
-            total.zero_()
-            mass.zero_()
+        for at in range(low, high, few):
+            stop = min(at + few, high)
+            crop = tuple(slice(at - start, stop - start) if a == axis else part for a, part in enumerate(inner))
+            scores = total[(slice(None), *crop)] / mass[crop].clamp_min(1e-6)
+            scores = scores if head is None else head.logits(scores)
+            if body is not None:  # where no window was computed
+                empty = mass[crop] == 0
+                scores.masked_fill_(empty, -CERTAIN)
+                scores[0].masked_fill_(empty, CERTAIN)
+            yield slice(at - lead, stop - lead), scores
+        for buffer, where in ((total, axis + 1), (mass, axis)):
+            # What later windows still reach moves to the front, in place; the rest starts empty.
+            for at in range(0, side - done, done):
+                count = min(done, side - done - at)
+                buffer.narrow(where, at, count).copy_(buffer.narrow(where, at + done, count))
+            buffer.narrow(where, max(side - done, 0), min(done, side)).zero_()
 
 
-def _votes(
+def vote(
     networks: Network | Sequence[Network],
     image: Tensor,
     grid: Grid,
     mode: str,
-    *,
-    classes: int,
-    batch: int,
-    device: torch.device | str | None,
-    accumulate: torch.device | str | None,
+    **options: Any,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slabs of the mean over networks; the networks walk side by side, so that only their slabs are held."""
+    """Yield slabs of the mean over networks after ``mode``.
+
+    The networks walk side by side, so that only their slabs are held. Arguments as of :func:`blended_slabs` and
+    :func:`sliding_window`.
+    """
     streams = [
-        blended_slabs(network, image, grid, classes=classes, batch=batch, device=device, accumulate=accumulate)
-        for network in ([networks] if callable(networks) else networks)
+        blended_slabs(network, image, grid, **options) for network in ([networks] if callable(networks) else networks)
     ]
     for slabs in zip(*streams, strict=True):
         total = _activate(slabs[0][1], mode)
         for _, logits in slabs[1:]:
             total = total + _activate(logits, mode)
         yield slabs[0][0], total / len(slabs)
+
+
+def top_class(scores: Tensor) -> Tensor:
+    """Return the class ``(*s)`` int16 with the greatest of ``scores`` ``(K, *s)``; ties go to the lower class."""
+    if scores.device.type != "cpu":
+        return scores.argmax(0).to(torch.int16)
+    # torch's argmax over the first axis strides through memory on a CPU: a running maximum takes a quarter of its time.
+    best, label = scores[0].clone(), torch.zeros(scores.shape[1:], dtype=torch.int16)
+    for k, score in enumerate(scores[1:], start=1):
+        label.masked_fill_(score > best, k)
+        torch.maximum(best, score, out=best)
+    return label
 
 
 def _activate(logits: Tensor, mode: str) -> Tensor:
@@ -229,7 +233,7 @@ def sliding_window(
     classes: int,
     patch: Sequence[int],
     overlap: float = 0.5,
-    batch: int = 1,
+    batch: int | None = 1,
     mode: str = "softmax",
     device: torch.device | str | None = None,
     accumulate: torch.device | str | None = None,
@@ -256,7 +260,7 @@ def sliding_window(
     """
     grid = lay_grid(image.shape[1:], patch, overlap)
     out = torch.empty((classes, *image.shape[1:]))
-    slabs = _votes(network, image, grid, mode, classes=classes, batch=batch, device=device, accumulate=accumulate)
+    slabs = vote(network, image, grid, mode, classes=classes, batch=batch, device=device, accumulate=accumulate)
     for rows, scores in slabs:
         out.narrow(grid.axis + 1, rows.start, rows.stop - rows.start).copy_(scores)
     return out
@@ -270,7 +274,7 @@ def predict_label(
     classes: int,
     patch: Sequence[int],
     overlap: float = 0.5,
-    batch: int = 1,
+    batch: int | None = 1,
     device: torch.device | str | None = None,
     accumulate: torch.device | str | None = None,
 ) -> NDArray[np.int16]:
@@ -284,7 +288,7 @@ def predict_label(
     grid = lay_grid(image.shape[1:], patch, overlap)
     label = torch.empty(image.shape[1:], dtype=torch.int16)
     mode = "logits" if callable(network) or len(network) == 1 else "softmax"  # of one network both give the same class
-    slabs = _votes(network, image, grid, mode, classes=classes, batch=batch, device=device, accumulate=accumulate)
+    slabs = vote(network, image, grid, mode, classes=classes, batch=batch, device=device, accumulate=accumulate)
     for rows, scores in slabs:
-        label.narrow(grid.axis, rows.start, rows.stop - rows.start).copy_(scores.argmax(0))
+        label.narrow(grid.axis, rows.start, rows.stop - rows.start).copy_(top_class(scores))
     return np.asarray(label.numpy())

@@ -13,7 +13,6 @@ import torch
 from medkd.data.preprocess import prepare_image, restore_probabilities
 from medkd.data.volume import Volume, read_volume
 from medkd.errors import UserError
-from medkd.inference import model as module
 from medkd.inference.model import SegmentationModel, pick_device
 from medkd.inference.window import sliding_window
 from medkd.networks.weights import load_network
@@ -47,16 +46,38 @@ def test_predict_answers_on_the_canonical_grid(make_model: Make, volume: Volume)
     assert len(np.unique(label)) > 1
 
 
-def test_same_grid_and_little_memory_take_the_streamed_way(
-    make_model: Make, volume: Volume, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rich = SegmentationModel.from_folder(make_model()).predict(volume)
-    monkeypatch.setattr(module, "PROBABILITY_BYTES", 0)
-    monkeypatch.setattr(SegmentationModel, "probabilities", None)
-    poor = SegmentationModel.from_folder(make_model()).predict(volume)
-    assert (rich == poor).mean() > 0.5  # random weights give ragged borders
+def test_one_grid_and_a_tight_memory_give_the_same_label(make_model: Make, volume: Volume) -> None:
+    folder = make_model()
+    label = SegmentationModel.from_folder(folder).predict(volume)
+    assert np.array_equal(SegmentationModel.from_folder(folder, memory_mb=1e-6).predict(volume), label)
     same = SegmentationModel.from_folder(make_model(spacing_mm=(1.0, 1.0, 3.0)))
-    assert same.predict(volume).shape == volume.shape
+    prepared, _ = prepare_image(volume, same.plan)
+    assert np.array_equal(same.predict(volume), same.label(prepared))
+
+
+def test_scores_of_some_classes(make_model: Make, volume: Volume) -> None:
+    model = SegmentationModel.from_folder(make_model())
+    every = model.scores(volume, dtype="float32")
+    assert every.shape == (3, *volume.shape)
+    np.testing.assert_allclose(every.sum(0), 1, atol=1e-5)
+    assert np.array_equal(every.argmax(0), model.predict(volume))
+    some = model.scores(volume, ["right", "background"])
+    assert some.dtype == np.uint8
+    assert np.abs(some / 255 - every[[2, 0]]).max() <= 0.5 / 255 + 1e-6
+    with pytest.raises(UserError, match="did you mean 'right'"):
+        model.scores(volume, ["righ"])
+
+
+def test_air_is_background(make_model: Make, volume: Volume) -> None:
+    air = np.full((1, 40, 9, 6), -1000, np.float32)
+    air[:, :9] = volume.array[:, :9]
+    scan = Volume(air, volume.affine, volume.geometry)
+    folder = make_model()
+    whole, skipped = (SegmentationModel.from_folder(folder, skip_air=flag) for flag in (False, True))
+    a, b = whole.predict(scan), skipped.predict(scan)
+    assert np.array_equal(a[:8], b[:8])
+    assert a[24:].any()  # random weights call air something
+    assert not b[24:].any()
 
 
 def test_ensemble_is_the_mean_of_probabilities(make_model: Make, volume: Volume) -> None:

@@ -15,7 +15,7 @@ from medkd.data.volume import Volume, read_label, read_volume, write_label
 from medkd.evaluation.cases import Row, measure_rows, write_rows
 from medkd.evaluation.fidelity import BAND_MM, CaseFidelity, agreement, outcomes, region_map
 from medkd.evaluation.probabilities import brier, expected_gap, reliability
-from medkd.inference.model import PROBABILITY_BYTES, SegmentationModel
+from medkd.inference.model import SegmentationModel
 from medkd.pipeline.context import Context
 from medkd.pipeline.nodes import Node
 from medkd.pipeline.steps.answers import Answers
@@ -27,6 +27,8 @@ RELIABILITY = "reliability.json"
 FIDELITY = "fidelity.json"
 REGION = "voxels that the reference or the prediction calls foreground"
 """Where probabilities are compared with the truth: elsewhere everyone is sure and right."""
+KEPT_BYTES = 2_000_000_000
+"""Above this the probabilities of a case are not held to be measured; its label is streamed all the same."""
 
 
 def execute(node: Node, inputs: Mapping[str, Path], out: Path, context: Context) -> None:
@@ -89,8 +91,8 @@ def predict(model: SegmentationModel, volume: Volume) -> tuple[NDArray[np.int16]
         The label on the volume's grid, and ``(K, *S)`` on the prepared grid, or None where these are too large.
     """
     prepared, restore = prepare_image(volume, model.plan)
-    if 4 * model.card.classes * prepared[0].size > PROBABILITY_BYTES:
-        return restore_label(model.label(prepared), restore), None
+    if 4 * model.card.classes * prepared[0].size > KEPT_BYTES:
+        return model.label_back(prepared, restore), None
     scores = model.probabilities(prepared).numpy()
     if restore.shape == restore.canonical_shape:
         return restore_label(scores.argmax(0).astype(np.int16), restore), scores
