@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
+from medkd.data.preprocess import Restore, way_back
 from medkd.inference.grid import Grid, lay_grid
 
 Array = NDArray[np.float32]
@@ -87,29 +90,84 @@ def blended_slabs(
             buffer[_along(where, 0, side - done)] = kept
 
 
-def probabilities(
-    session: Session, image: Array, *, classes: int, patch: Sequence[int], overlap: float = 0.5, batch: int = 1
-) -> Array:
-    """Return the class probabilities ``(K, *S)`` of a prepared image ``(C, *S)``."""
-    grid = lay_grid(image.shape[1:], patch, overlap)
-    out = np.empty((classes, *image.shape[1:]), np.float32)
-    for rows, logits in blended_slabs(session, image, grid, classes=classes, batch=batch):
-        logits -= logits.max(0)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(0)
-        out[_along(grid.axis + 1, rows.start, rows.stop)] = logits
-    return out
-
-
-def label(
-    session: Session, image: Array, *, classes: int, patch: Sequence[int], overlap: float = 0.5, batch: int = 1
+def predict_back(
+    session: Session,
+    image: Array,
+    restore: Restore,
+    *,
+    classes: int,
+    patch: Sequence[int],
+    overlap: float = 0.5,
+    batch: int = 1,
 ) -> NDArray[np.int16]:
-    """Return the most probable class ``(*S)`` of a prepared image, never holding all classes at full size."""
+    """Predict a prepared image and answer on the canonical grid, never holding all classes at full size.
+
+    Args:
+        session: the network.
+        image: ``(C, *S)`` from :func:`medkd.data.preprocess.prepare_image`.
+        restore: the way back that came with it.
+        classes: ``K``.
+        patch: window size in voxels.
+        overlap: share of a window that its neighbour covers.
+        batch: windows at a time.
+
+    Returns:
+        ``(X, Y, Z)`` int16: the class whose linearly interpolated probability is greatest; ties go to the lower class.
+    """
     grid = lay_grid(image.shape[1:], patch, overlap)
-    out = np.empty(image.shape[1:], np.int16)
-    for rows, logits in blended_slabs(session, image, grid, classes=classes, batch=batch):
-        out[_along(grid.axis, rows.start, rows.stop)] = logits.argmax(0)
+    operators = list(way_back(restore))
+    slabs = blended_slabs(session, image, grid, classes=classes, batch=batch)
+    out = np.empty(restore.canonical_shape, np.int16)
+    if all(operator is None for operator in operators):  # on the same grid logits and probabilities agree
+        for rows, logits in slabs:
+            out[_along(grid.axis, rows.start, rows.stop)] = logits.argmax(0)
+        return out
+    streamed = operators[grid.axis]
+    if streamed is None:
+        streamed = sparse.identity(restore.shape[grid.axis], dtype=np.float32, format="csr")
+    streamed = streamed.sorted_indices()
+    low = streamed.indices[streamed.indptr[:-1]]  # the input rows that each output row lies between
+    high = streamed.indices[streamed.indptr[1:] - 1]
+    held, first, done = np.empty((classes, 0, 0, 0), np.float32), 0, 0
+    for rows, logits in slabs:
+        scores = _softmax(logits)
+        held = np.concatenate([held, scores], grid.axis + 1) if held.shape[grid.axis + 1] else scores
+        ready = int(np.searchsorted(high, rows.stop))
+        if ready > done:
+            some = [*operators]
+            some[grid.axis] = streamed[done:ready, first : rows.stop]
+            out[_along(grid.axis, done, ready)] = _winners(held, some)
+            done = ready
+        later = min(int(low[done]), rows.stop) if done < len(low) else rows.stop
+        held, first = held[_along(grid.axis + 1, later - first, rows.stop - first)].copy(), later
     return out
+
+
+def _softmax(logits: Array) -> Array:
+    scores: Array = np.exp(logits - logits.max(0))
+    scores /= scores.sum(0)
+    return scores
+
+
+def _winners(scores: Array, operators: Sequence[Any]) -> NDArray[np.int16]:
+    """Interpolate ``(K, *s)`` class by class and return the greatest with a running maximum."""
+    label: NDArray[np.int16] | None = None
+    best = np.empty(0, np.float32)
+    for k, plane in enumerate(scores):
+        score = plane
+        for axis, operator in enumerate(operators):
+            if operator is not None:
+                moved = np.moveaxis(score, axis, 0)
+                flat = operator @ np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+                score = np.moveaxis(flat.reshape(-1, *moved.shape[1:]), 0, axis)
+        if label is None:
+            label, best = np.zeros(score.shape, np.int16), score.copy()
+            continue
+        wins = score > best
+        label[wins] = k
+        best[wins] = score[wins]
+    assert label is not None
+    return label
 
 
 def _along(axis: int, start: int, stop: int) -> tuple[slice, ...]:

@@ -23,16 +23,14 @@ from numpy.typing import NDArray
 from medkd.data.formats import NIFTI, stem, suffix
 from medkd.data.hashing import file_hash
 from medkd.data.plan import Plan
-from medkd.data.preprocess import prepare_image, restore_label, restore_probabilities
+from medkd.data.preprocess import prepare_image
 from medkd.data.volume import Volume, read_volume, write_label
 from medkd.errors import UserError, nearest
-from medkd.export import blend
+from medkd.export.blend import predict_back
 from medkd.export.sessions import PROVIDERS, open_session
 
 CARD = "student.json"
 FORMAT = 1
-PROBABILITY_BYTES = 2_000_000_000
-"""As in ``medkd predict``: above this the label is resampled instead of the probabilities."""
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -93,10 +91,7 @@ class Portable:
             UserError: the volume has another number of channels than the model.
         """
         prepared, restore = prepare_image(volume, self.plan)
-        size = 4 * self.window["classes"] * prepared[0].size
-        if restore.shape == restore.canonical_shape or size > PROBABILITY_BYTES:
-            return restore_label(blend.label(self.session, prepared, **self.window), restore)
-        return restore_probabilities(blend.probabilities(self.session, prepared, **self.window), restore)
+        return predict_back(self.session, prepared, restore, **self.window)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
