@@ -81,10 +81,10 @@ def export(
     ] = None,
     cases: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
 ) -> int:
-    """Write a network for other programs, with the proof that it answers the same.
+    """Write a network for ONNX, MONAI, OpenVINO or torch.
 
-    Each format has a folder. Of onnx and openvino, smaller variants (int8, float16) are made too, calibrated on
-    training patches, and kept only where they lose less Dice on real cases than --gate.
+    With the proof, on real cases, that it answers the same. Of onnx and openvino, smaller variants (int8, float16)
+    are made too, calibrated on training patches, and kept only where they lose less Dice than --gate.
     """
     from medkd.errors import nearest
     from medkd.export.formats import FORMATS, export_as

@@ -280,6 +280,22 @@ def test_a_model_is_exported_and_predicts(toy: Path, tiny_dataset: Path, capsys:
     assert (Path("bundled") / "configs" / "metadata.json").is_file()
 
 
+def test_exports_are_compared_on_real_cases(toy: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    model = tiny_model(tiny_dataset)
+    data = ("--data", str(tiny_dataset), "--cases", "2", "--gate", "0.5")
+    assert call(["export", str(model), "all", "--to", "onnx,pt2", *data]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("onnx: all/onnx\n  2 real cases: the same class in")
+    assert "  fp16: kept" in told
+    assert "pt2: all/pt2\n  2 real cases" in told
+    assert (Path("all") / "onnx" / "model_card.md").is_file()
+    assert call(["export", str(model), "bare"]) == 0
+    assert "compared on noise alone: no real cases; --data DATASET gives some" in capsys.readouterr().out
+    assert call(["export", str(model), "all", "--to", "onnx,opnvino"]) == 2
+    assert "--to opnvino: no such format (did you mean 'openvino'?)" in capsys.readouterr().err
+
+
 def tiny_model(dataset: Path) -> Path:
     """Write an untrained model folder for the tiny dataset."""
     from medkd.data.dataset import load_dataset

@@ -177,3 +177,101 @@ def test_old_bundle_is_replaced_and_nothing_else(make_model: Make, tmp_path: Pat
     with pytest.raises(UserError, match="something else"):
         export_bundle(make_model(), tmp_path / "mine")
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")] == []
+
+
+FIELD = {
+    "type": "object",
+    "required": [
+        "type",
+        "format",
+        "num_channels",
+        "spatial_shape",
+        "dtype",
+        "value_range",
+        "is_patch_data",
+        "channel_def",
+    ],
+    "properties": {
+        "num_channels": {"type": "integer", "minimum": 1},
+        "spatial_shape": {"type": "array", "items": {"type": ["integer", "string"]}},
+        "value_range": {"type": "array", "items": {"type": "number"}},
+        "is_patch_data": {"type": "boolean"},
+        "channel_def": {"type": "object"},
+    },
+}
+SCHEMA = {  # what MONAI's bundle specification asks for; the schema that the metadata names is on the net
+    "type": "object",
+    "required": [
+        *("schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version"),
+        *("required_packages_version", "task", "description", "authors", "copyright", "network_data_format"),
+    ],
+    "properties": {
+        "version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
+        "changelog": {"type": "object", "minProperties": 1},
+        "required_packages_version": {"type": "object"},
+        "network_data_format": {
+            "type": "object",
+            "required": ["inputs", "outputs"],
+            "properties": {
+                "inputs": {"type": "object", "additionalProperties": FIELD},
+                "outputs": {"type": "object", "additionalProperties": FIELD},
+            },
+        },
+    },
+}
+
+
+def monai_bundle(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run MONAI's own command line, which is written with fire."""
+    if find_spec("fire") is None:
+        pytest.skip("fire is not installed, which python -m monai.bundle needs")
+    command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.mark.slow
+def test_monai_runs_it(make_model: Make, tmp_path: Path) -> None:
+    """The command of the bundle's own README, in its folder."""
+    folder = make_model(spacing_mm=(1.0, 1.0, 3.0))
+    bundle = export_bundle(folder, tmp_path / "bundle")
+    image = smooth(tmp_path / "in" / "a.nii.gz", (8, 12, 8))
+    config = ("--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json")
+    where = ("--dataset_dir", image.parent, "--output_dir", tmp_path / "out")
+    done = monai_bundle("run", *config, *where, cwd=bundle)
+    assert done.returncode == 0, done.stderr
+    model = SegmentationModel.from_folder(folder)
+    assert np.array_equal(read_label(tmp_path / "out" / "a_seg.nii.gz"), model.predict(read_volume(image)))
+
+
+@pytest.mark.slow
+def test_monai_verifies_the_network(make_model: Make, tmp_path: Path) -> None:
+    bundle = export_bundle(make_model(channels=2), tmp_path / "bundle")
+    files = ("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json")
+    done = monai_bundle("verify_net_in_out", "network_def", *files, cwd=bundle)
+    assert done.returncode == 0, done.stderr
+    assert "verified with no error" in done.stdout + done.stderr
+    wrong = monai_bundle(
+        "verify_net_in_out",
+        "network_def",
+        *files,
+        "--_meta_#network_data_format#outputs#pred#num_channels",
+        7,
+        cwd=bundle,
+    )
+    assert wrong.returncode != 0
+
+
+@pytest.mark.slow
+def test_monai_verifies_the_metadata(make_model: Make, tmp_path: Path) -> None:
+    """Against a schema on this machine; MONAI takes the file that is there instead of fetching it."""
+    if find_spec("jsonschema") is None:
+        pytest.skip("jsonschema is not installed, which verify_metadata needs")
+    bundle = export_bundle(make_model(), tmp_path / "bundle")
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    given = ("--meta_file", "configs/metadata.json", "--filepath", tmp_path / "schema.json")
+    done = monai_bundle("verify_metadata", *given, cwd=bundle)
+    assert done.returncode == 0, done.stderr
+    assert "verified with no error" in done.stdout + done.stderr
+    meta = bundle / "configs" / "metadata.json"
+    meta.write_text(json.dumps({key: value for key, value in json.loads(meta.read_text()).items() if key != "task"}))
+    assert monai_bundle("verify_metadata", *given, cwd=bundle).returncode != 0

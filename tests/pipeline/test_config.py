@@ -110,7 +110,11 @@ def test_the_resolved_yaml_reads_back_to_the_same_run() -> None:
             "13: stages.student.control: should be 'steps', 'compute', 'same_loss'",
         ),
         ("train: {steps: 500}", "labelled: '4'", "13: stages.student.labelled: should be a whole number"),
-        ("export: onnx", "export: onx", "15: export: should be 'onnx' or 'bundle', not 'onx'"),
+        (
+            "export: onnx",
+            "export: onx",
+            "15: export: should be 'onnx', 'bundle', 'torchscript', 'pt2' or 'openvino', not",
+        ),
         ("export: onnx", "xport: onnx", "15: xport: unknown key (did you mean 'export'?)"),
         ("  student:", "  my student:", "9: stages.my student: should be a name of letters"),
     ],
