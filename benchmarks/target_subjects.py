@@ -48,7 +48,7 @@ def phantom(classes: int, size: int = 128, seed: int = 0, sharp: float = 1.0) ->
         radius = np.exp(rng.normal(np.log(size / 16), 0.4, 3)).astype(np.float32).reshape(3, 1, 1, 1)
         inside = 1 - np.sqrt((((grid - centre) / radius) ** 2).sum(0))
         slope = float(radius.mean()) * sharp / rng.uniform(0.1, 0.3)
-        logits[number] += np.clip(6 + slope * inside, rng.normal(-6, 2), 16)
+        logits[number] += np.clip(6 + slope * inside, rng.normal(-7, 1.2), 60)
     logits -= logits.max(0)
     np.exp(logits, out=logits)
     logits /= logits.sum(0)

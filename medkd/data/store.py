@@ -41,8 +41,11 @@ class Volumes:
         # what a worker process is sent: it opens its own files
         return {**self.__dict__, "_held": OrderedDict(), "_open": {}}
 
-    def write(self, case: str, kind: str, array: Array) -> None:
-        """Store ``array`` ``(C, *S)``, chunked so that a patch touches few chunks; the file is whole or absent."""
+    def write(self, case: str, kind: str, array: Array, *, effort: int = 3) -> None:
+        """Store ``array`` ``(C, *S)``, chunked so that a patch touches few chunks; the file is whole or absent.
+
+        ``effort`` is that of the compressor, 1 to 9: it changes bytes and the time of writing, not that of reading.
+        """
         path = self.folder / f"{case}.{kind}.b2nd"
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -50,7 +53,7 @@ class Volumes:
         spatial = array.shape[1:]
         chunks = (min(array.shape[0], 8), *(min(s, 64) for s in spatial))
         blocks = (1, *(min(s, 32) for s in spatial))
-        params = {"codec": blosc2.Codec.ZSTD, "clevel": 3}
+        params = {"codec": blosc2.Codec.ZSTD, "clevel": effort}
         try:
             blosc2.asarray(
                 np.ascontiguousarray(array), urlpath=str(part), mode="w", chunks=chunks, blocks=blocks, cparams=params

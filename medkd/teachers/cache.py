@@ -107,7 +107,7 @@ class TargetStore:
             if not self._old:
                 about = {"encoding": self.encoding.name, "k": self.encoding.k, "content": self.content}
                 describe(self.volumes.folder, {**about, "classes": len(probabilities)})
-            self.volumes.write(case, "target", code.planes)
+            self.volumes.write(case, "target", code.planes, effort=5)
             if trust is not None:
                 self.volumes.write(case, "trust", np.round(255 * np.clip(trust, 0, 1)).astype(np.uint8))
             write_positions(self._path(case, "target.npz"), _places(probabilities))

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 NAMES = ("full16", "uint8", "topk")
 KEPT = 4
 """Classes that ``topk`` keeps unless told: at a corner of three organs and the background none is lost."""
-_LEAST = 3e-3
+_LEAST = 1e-3
 """``topk`` gives a class below this no place of its own; where nothing competes a voxel is one byte repeated."""
 
 
@@ -73,8 +73,9 @@ def _steps(power: int, levels: int, lowest: float) -> Array:
 _BYTE_POWER, _BYTE_LEVELS = 3, 255
 _BYTE = _steps(_BYTE_POWER, _BYTE_LEVELS, 0.3)
 _KEPT_POWER, _KEPT_LEVELS = 3, 31  # at a border finer steps cost bytes and gain nothing beside what is not kept
-_KEPT = _steps(_KEPT_POWER, _KEPT_LEVELS, 0.0)
-_REST_POWER, _REST_LEVELS = 4, 16  # the remainder is noise of known size: its order of magnitude is what counts
+_KEPT_MOST = 0.49  # whoever comes second has at most half, and stays second
+_KEPT = np.float32(_KEPT_MOST) * _steps(_KEPT_POWER, _KEPT_LEVELS, 0.0)
+_REST_POWER, _REST_LEVELS = 4, 12  # the remainder is noise of known size: its order of magnitude is what counts
 _REST = _steps(_REST_POWER, _REST_LEVELS, 0.3)
 
 
@@ -130,7 +131,7 @@ def _encode_topk(probabilities: Array, k: int) -> Code:
     lent = np.where(values > 0, prior[ids], 0)  # what the prior gives to kept classes is taken from their values
     scale = np.maximum(1 - values.sum(0), 0) / np.maximum(1 - lent.sum(0), 1e-6)
     values -= lent * scale
-    codes = _codes(values[1:], _KEPT_POWER, _KEPT_LEVELS)
+    codes = _codes(values[1:] / _KEPT_MOST, _KEPT_POWER, _KEPT_LEVELS)
     ids[1:][codes == 0] = 0  # the name of a class that counts nothing would be noise
     high = [(ids >> 8).astype(np.uint8)] if classes > 256 else []
     last = _codes(scale, _REST_POWER, _REST_LEVELS)[None]
