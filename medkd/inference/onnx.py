@@ -67,6 +67,9 @@ def read_student(folder: Path) -> tuple[ModelCard, dict[str, Any]]:
     if body.get("format", 0) > FORMAT:
         raise UserError(f"{path} has format {body['format']}, this medkd reads up to {FORMAT}; upgrade medkd")
     graph = folder / GRAPH
+    if (form := body.get("form", "onnx")) != "onnx":
+        hint = "medkd-run runs it" if form == "openvino" else "it is for other programs"
+        raise UserError(f"{folder} is an export to {form}; {hint}, and medkd reads the one to onnx")
     if not graph.is_file():
         raise UserError(f"{folder} has no {GRAPH}; export the model again")
     info: dict[str, Any] = body.get("onnx", {})

@@ -17,6 +17,7 @@ from medkd.errors import UserError
 from medkd.export import torchfiles
 from medkd.export.evidence import Evidence, RealCase
 from medkd.export.torchfiles import export_torch, open_torch
+from medkd.inference.model import SegmentationModel
 from medkd.networks.weights import load_network
 from medkd.teachers.sources import open_teacher
 
@@ -45,6 +46,8 @@ def test_it_runs_without_medkd(make_model: Make, tmp_path: Path, form: str) -> N
     body = json.loads((done.folder / "student.json").read_text())
     assert body["form"] == form
     assert body["files"]["fp32"]["flexible"] is True
+    with pytest.raises(UserError, match=f"is an export to {form}"):
+        SegmentationModel.from_folder(done.folder)
     windows = torch.randn(3, 1, 16, 8, 12)
     torch.save(windows, tmp_path / "image.pt")
     arguments = [str(done.folder / FILES[form]), str(tmp_path / "image.pt"), str(tmp_path / "logits.pt")]

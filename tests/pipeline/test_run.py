@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from medkd.inference.model import SegmentationModel
 from medkd.networks.weights import load_network, read_card
 from medkd.pipeline.folder import read_manifest
+from medkd.pipeline.steps.export import evidence_of_run
 from medkd.report.summary import RunSummary
 from medkd.report.verdict import verdict
 
@@ -125,6 +126,23 @@ def test_exports_are_models(base: Run) -> None:
     assert entries["onnx"]["parity"]["voxel_agreement"] > 0.999
     assert SegmentationModel.from_folder(export / "onnx").labels["liver"] > 0
     assert (export / "bundle" / "configs" / "metadata.json").is_file()
+
+
+def test_a_run_knows_the_cases_for_its_exports(base: Run, tmp_path: Path) -> None:
+    """As `medkd export RUN` finds them: test cases, and patches of training cases; without the data, no label maps."""
+    found = evidence_of_run(base.node(MAIN), cases=2)
+    assert found is not None
+    assert [case.name for case in found.cases] == base.split()["test"][:2]
+    assert all(case.label is not None for case in found.cases)
+    assert found.patches
+    assert evidence_of_run(tmp_path) is None
+    copied = tmp_path / "nodes"
+    for node in (base.node(MAIN), base.node("prepare")):
+        shutil.copytree(node, copied / node.name)
+    alone = evidence_of_run(copied / base.node(MAIN).name)  # its config is gone
+    assert alone is not None
+    assert [case.label for case in alone.cases] == [None] * len(alone.cases)
+    assert "label maps not found" in alone.source
 
 
 def test_each_network_tells_what_it_learned_from(base: Run) -> None:
