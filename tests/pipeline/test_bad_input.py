@@ -307,7 +307,7 @@ def test_a_full_disk_is_told_once_and_stops_the_run(
     assert set(told.record["reused"]) == kept
 
 
-@pytest.mark.parametrize(("most_bytes", "kept"), [(10_000, 0), (40_000, 4)], ids=["volume", "report"])
+@pytest.mark.parametrize(("most_bytes", "kept"), [(4_000, 0), (40_000, 4)], ids=["volume", "report"])
 def test_a_disk_that_takes_no_large_file_is_told(
     file: Path, tmp_path: Path, command: Command, most_bytes: int, kept: int
 ) -> None:
