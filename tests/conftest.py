@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -63,6 +63,52 @@ def tiny_dataset(tmp_path: Path) -> Path:
     }
     (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     return root
+
+
+@pytest.fixture
+def write_series() -> Callable[..., Path]:
+    """Return a function that writes a CT series of noise in HU: 7 rows, 9 columns, voxels of 1.5 x 1 x 3 mm."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    def write(
+        folder: Path,
+        *,
+        shape: tuple[int, int, int] = (9, 7, 5),
+        orientation: Sequence[float] = (1, 0, 0, 0, 1, 0),
+        uid: str = "1.2.3",
+        name: str = "Thorax",
+        prefix: str = "",
+        seed: int = 0,
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        columns, rows, slices = shape
+        stored = np.random.default_rng(seed).integers(0, 1500, (slices, rows, columns), dtype=np.int16)
+        normal = np.cross(orientation[:3], orientation[3:])
+        for number in range(slices):
+            one = Dataset()
+            one.file_meta = FileMetaDataset()
+            one.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+            one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{number + 1}"
+            one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = "1.2", uid, "1.2.5"
+            one.PatientID, one.PatientName, one.PatientSex, one.PatientBirthDate = "P1", "Phantom", "O", ""
+            one.StudyID, one.StudyDate, one.StudyTime, one.AccessionNumber = "1", "20260102", "101112", ""
+            one.Modality, one.SeriesDescription, one.SeriesNumber = "CT", name, 2
+            one.ReferringPhysicianName, one.Manufacturer, one.PatientPosition = "", "simulated", "HFS"
+            # Numbers say nothing of the place, as on some scanners.
+            one.InstanceNumber = 1 + (number * 7) % slices
+            one.Rows, one.Columns, one.PixelSpacing, one.SliceThickness = rows, columns, [1.5, 1], 3
+            one.ImagePositionPatient = [float(value) for value in np.array([-20, -30, 40]) + 3 * number * normal]
+            one.ImageOrientationPatient = list(orientation)
+            one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = 1, "MONOCHROME2", 1
+            one.BitsAllocated, one.BitsStored, one.HighBit = 16, 16, 15
+            one.RescaleSlope, one.RescaleIntercept = 1, -1024
+            one.PixelData = stored[number].tobytes()
+            one.save_as(folder / f"{prefix}{number}.dcm", enforce_file_format=True)
+        return folder
+
+    return write
 
 
 def _phantom(seed: int) -> tuple[np.ndarray, np.ndarray]:

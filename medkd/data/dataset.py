@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medkd.data.dicom import is_dicom
 from medkd.data.layouts import Case, Listing, list_csv, list_json
 from medkd.data.volume import read_label
 from medkd.errors import UserError, nearest
@@ -84,8 +85,9 @@ def load_dataset(source: str | Path, root: Path | None = None) -> Dataset:
     In an MSD file the cases under ``unlabelled``, or else under ``test`` without labels, are unlabelled cases, and
     ``groups`` maps cases to patients. In nnU-Net raw data an image without label is an unlabelled case, and so are the
     images in ``imagesUn``; ``imagesTs`` stays untouched. A CSV manifest has the columns ``image`` (or ``image_0``,
-    ``image_1``...), ``label``, ``case``, ``patient``, all but the first optional, and takes label and channel names
-    from a JSON file of the same stem; without one, labels are named after the values found in the files.
+    ``image_1``...; files, or folders of one DICOM series), ``label``, ``case``, ``patient``, all but the first
+    optional, and takes label and channel names from a JSON file of the same stem; without one, labels are named after
+    the values found in the files.
 
     Raises:
         UserError: the dataset or one of its files is missing, its description contradicts itself, two cases share an
@@ -160,7 +162,9 @@ def _check_files(cases: Iterable[Case]) -> None:
     missing: list[tuple[str, Path]] = []
     for case in cases:
         files = [("image", image) for image in case.images] + ([("label", case.label)] if case.label else [])
-        missing += [(f"{what} of case {case.id}", file) for what, file in files if not file.is_file()]
+        missing += [
+            (f"{what} of case {case.id}", file) for what, file in files if not (file.is_file() or is_dicom(file))
+        ]
     if missing:
         more = "" if len(missing) == 1 else f" ({len(missing)} files of the dataset are missing)"
         raise UserError(f"{missing[0][0]} is missing: {missing[0][1]}{more}")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medkd.data.dataset import Case, Dataset, is_ct
+from medkd.data.dicom import series_files, split_uid
 from medkd.data.facts import CaseFacts, Fingerprint, Intensity, Problem
 from medkd.data.volume import Volume, read_label, read_volume
 from medkd.errors import UserError
@@ -89,9 +90,15 @@ def data_hash(dataset: Dataset) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((sorted(dataset.labels.items(), key=lambda pair: pair[1]), dataset.channels)).encode())
     for case in sorted(dataset.cases, key=lambda case: case.id):
-        files = [_file_hash(path) for path in (*case.images, *((case.label,) if case.label else ()))]
+        files = [_content(path) for path in (*case.images, *((case.label,) if case.label else ()))]
         digest.update(repr((case.id, case.patient, case.label is not None, files)).encode())
     return digest.hexdigest()
+
+
+def _content(path: Path) -> str | list[str]:
+    """Return the hash of a file, or the hashes of a DICOM series' folder and which series is meant."""
+    files = series_files(path)
+    return _file_hash(path) if files == [path] else [split_uid(path)[1], *map(_file_hash, files)]
 
 
 def _file_hash(path: Path) -> str:

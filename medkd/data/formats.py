@@ -14,6 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from medkd.data.dicom import is_dicom, read_series
 from medkd.errors import UserError
 
 _nib: Any = nibabel  # untyped in part; what it returns is checked here, where it enters medkd
@@ -54,7 +55,7 @@ def stem(path: Path) -> str:
 
 
 def read_stored(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read the voxels of a file as they are stored.
+    """Read the voxels of a file, or of the DICOM series in a folder, as they are stored.
 
     Returns:
         ``(C, *stored axes)`` of any real dtype, and the ``(4, 4)`` affine from stored index to RAS mm.
@@ -62,6 +63,8 @@ def read_stored(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     Raises:
         UserError: the file is missing, damaged, not a volume, or without usable geometry.
     """
+    if not suffix(path) and is_dicom(path):
+        return read_series(path)
     if not path.is_file():
         raise UserError(f"file {path} does not exist" if not path.exists() else f"{path} is a folder, not a volume")
     if not (ending := suffix(path)):
@@ -92,6 +95,11 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         data = gzip.decompress(data)
     second = data[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # NIfTI-2 headers are 540 bytes long
     image = (_nib.Nifti2Image if second else _nib.Nifti1Image).from_bytes(data)
+    if not (image.header["sform_code"] or image.header["qform_code"]):
+        raise UserError(
+            f"file {path} has an unknown orientation (sform and qform codes are 0), so left and right cannot be told; "
+            "convert it again, or set the codes if the affine is right"
+        )
     array = np.asanyarray(image.dataobj)
     if array.ndim == 5 and array.shape[3] == 1:  # the standard keeps vectors on the fifth axis
         array = array[:, :, :, 0]
@@ -122,6 +130,11 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     image: Any = SimpleITK.ReadImage(str(path))
     dims = image.GetDimension()
     array = SimpleITK.GetArrayFromImage(image)
+    if path.suffix.lower() in (".nrrd", ".nhdr") and not image.HasMetaDataKey("NRRD_space"):
+        raise UserError(
+            f"file {path} has an unknown orientation (its header names no space), so left and right cannot be told; "
+            "write it with one, such as left-posterior-superior"
+        )
     vector = image.GetNumberOfComponentsPerPixel() > 1
     array = np.moveaxis(array, -1, 0) if vector else array[None] if dims == 3 else array
     if dims not in (3, 4) or array.ndim != 4:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medkd.data.dicom import is_dicom
 from medkd.data.formats import stem, suffix
 from medkd.errors import UserError
 
@@ -181,8 +182,9 @@ def _entry(row: object, path: Path, where: str) -> Case:
 
 def _resolve(root: Path, file: str) -> Path:
     path = root / Path(file).expanduser()
-    if not suffix(path):
-        raise UserError(f"file {path} is no known volume format, such as .nii.gz, .nrrd or .mha")
+    # A folder of DICOM slices, or one that is not there, of which the next check tells.
+    if not suffix(path) and not is_dicom(path) and (path.exists() or path.suffix):
+        raise UserError(f"{path} is no known volume format, such as .nii.gz, .nrrd, .mha or a folder of DICOM slices")
     return path
 
 

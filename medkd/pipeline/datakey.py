@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medkd.data.dicom import series_files, split_uid
 from medkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,9 +29,14 @@ def data_key(dataset: Dataset, remembered: Path | None = None) -> str:
         UserError: a file is missing or unreadable.
     """
     files = [file for case in dataset.cases for file in (*case.images, *((case.label,) if case.label else ()))]
-    digests = _digests(files, remembered)
+    digests = _digests([part for file in files for part in series_files(file)], remembered)
+
+    def content(file: Path) -> str | list[str]:
+        parts = series_files(file)
+        return digests[file] if parts == [file] else [split_uid(file)[1], *(digests[part] for part in parts)]
+
     cases = [
-        [case.id, case.patient, [digests[file] for file in case.images], digests[case.label] if case.label else None]
+        [case.id, case.patient, [content(file) for file in case.images], digests[case.label] if case.label else None]
         for case in dataset.cases
     ]
     return _digest(json.dumps([cases, list(dataset.labels.items()), list(dataset.channels)]).encode())

@@ -300,3 +300,13 @@ def test_real_volumes_return_to_their_grid(real_data, tmp_path):
         old, new = nib.load(source), nib.load(tmp_path / f"{case}.nii.gz")
         assert np.array_equal(np.asanyarray(old.dataobj), np.asanyarray(new.dataobj))
         assert np.allclose(old.affine, new.affine)
+
+
+def test_unknown_orientation(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), None), tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match=r"a.nii.gz has an unknown orientation \(sform and qform codes are 0\)"):
+        read_volume(tmp_path / "a.nii.gz")
+    head = b"NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nencoding: raw\nendian: little\nspacings: 1 1 1\n\n"
+    (tmp_path / "b.nrrd").write_bytes(head + bytes(16))
+    with pytest.raises(UserError, match=r"b.nrrd has an unknown orientation \(its header names no space\)"):
+        read_volume(tmp_path / "b.nrrd")
