@@ -52,7 +52,7 @@ def phantom(shape: Sequence[int], seed: int) -> np.ndarray[Any, np.dtype[np.floa
     image = np.zeros(shape, np.float32)
     grid = [np.linspace(-1, 1, side, dtype=np.float32) for side in shape]
 
-    def paint(centre: Sequence[float], radii: Sequence[float], value: float) -> None:
+    def paint(centre: Any, radii: Any, value: float) -> None:
         axes = [((line - c) / r) ** 2 for line, c, r in zip(grid, centre, radii, strict=True)]
         x, y, z = np.ix_(*axes)
         image[x + y + z < 1] = value
@@ -87,7 +87,7 @@ def build(name: str, classes: int) -> Any:
 
     network = Student() if name == "student" else nn.Sequential(nn.Conv3d(1, classes, 1))
     with torch.no_grad():
-        head = network.head if isinstance(network, Student) else network[0]
+        head: Any = network.head if isinstance(network, Student) else network[0]
         head.weight.mul_(0.1)
         head.weight[:, -1] = scale.view(-1, 1, 1, 1)
         head.bias.copy_(offset)
@@ -118,7 +118,7 @@ def by_medkd(network: Any, image: Any, shape: Sequence[int], patch: Sequence[int
     x, y, z = shape
     restore = Restore(Geometry((x, y, z), affine), affine, (x, y, z), tuple(image.shape[1:]), (NETWORK_MM,) * 3)
     classes = [module for module in network.modules() if hasattr(module, "bias")][-1].out_channels
-    voter = (defer_head(network, torch.randn(1, 1, *patch, device=device)) if defer else None) or network
+    voter = (defer_head(network, torch.randn(1, 1, *patch, device=device), classes) if defer else None) or network
     return predict_back([voter], image, restore, classes=classes, patch=patch, device=device)
 
 

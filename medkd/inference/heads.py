@@ -49,60 +49,66 @@ class Deferred:
 
 
 @torch.inference_mode()
-def defer_head(network: Network, sample: Tensor) -> Deferred | None:
+def defer_head(network: Network, sample: Tensor, classes: int) -> Deferred | None:
     """Take the pointwise convolution off the end of ``network``, where it has one with fewer inputs than outputs.
 
-    What is found is tried: the parts must answer like the whole to ``sample``. Weights are shared, not copied, and
-    ``network`` stays as it is.
+    What is found is tried, with a head of two classes in its place, so that not even one window of all classes is held:
+    the head of the body must be the whole. Weights are shared, not copied, and ``network`` stays as it is.
 
     Args:
         network: in eval mode.
         sample: ``(1, C, *S)`` on the network's device, of a size that it takes.
+        classes: ``K``.
 
     Returns:
         The parts, or None where blending features would be wrong or would gain nothing.
     """
     if not isinstance(network, nn.Module):
         return None
-    seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda module, inputs, output: seen.append((name, module, inputs[0], output))
-
-    hooks = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if _pointwise(module)]
-    try:
-        answer = network(sample) if hooks else None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, module, features, output in seen:
-        if output is not answer or not name:
+    for name, head in reversed(list(network.named_modules())):
+        if not name or not _pointwise(head, classes):
             continue
-        assert isinstance(module, _POINTWISE)
-        weight = module.weight.detach().flatten(1)
-        bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-        parts = Deferred(_without(network, name.split(".")), weight, bias)
-        again = parts.body(sample)
-        if again.shape == features.shape and torch.allclose(parts(sample), output.float(), rtol=1e-3, atol=1e-3):
-            return parts
+        assert isinstance(head, _POINTWISE)
+        weight = head.weight.detach().flatten(1)
+        bias = weight.new_zeros(classes) if head.bias is None else head.bias.detach()
+        body = _exchanged(network, name.split("."), nn.Identity())
+        two = Deferred(body, weight[[0, -1]], bias[[0, -1]])
+        try:
+            whole = _exchanged(network, name.split("."), _Head(two))(sample)
+            parts = two(sample)
+        except (RuntimeError, ValueError, IndexError):  # what follows counts on the number of channels
+            continue
+        if whole.shape == parts.shape and torch.allclose(whole.float(), parts, rtol=1e-3, atol=1e-3):
+            return Deferred(body, weight, bias)
     return None
 
 
-def _pointwise(module: nn.Module) -> bool:
+class _Head(nn.Module):
+    """The head of some parts, as a module."""
+
+    def __init__(self, parts: Deferred) -> None:
+        super().__init__()
+        self.parts = (parts,)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.stack([self.parts[0].logits(one) for one in features])
+
+
+def _pointwise(module: nn.Module, classes: int) -> bool:
     return (
         isinstance(module, _POINTWISE)
-        and module.in_channels < module.out_channels
+        and module.in_channels < module.out_channels == classes
         and module.groups == 1
         and set(module.kernel_size) == set(module.stride) == {1}
         and set(module.padding) == {0}
     )
 
 
-def _without(module: nn.Module, path: list[str]) -> nn.Module:
-    """Return ``module`` with an identity at ``path``; modules along the path are new, all others are shared."""
+def _exchanged(module: nn.Module, path: list[str], other: nn.Module) -> nn.Module:
+    """Return ``module`` with ``other`` at ``path``; modules along the path are new, all others are shared."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     child = module._modules[path[0]]
     assert child is not None
-    twin._modules[path[0]] = nn.Identity() if len(path) == 1 else _without(child, path[1:])
+    twin._modules[path[0]] = other if len(path) == 1 else _exchanged(child, path[1:], other)
     return twin

@@ -186,7 +186,7 @@ class SegmentationModel:
             if self._parted is None:
                 noise = torch.Generator().manual_seed(0)
                 sample = torch.randn((1, self.card.in_channels, *self.plan.patch), generator=noise).to(self.device)
-                self._parted = [defer_head(network, sample) or network for network in networks]
+                self._parted = [defer_head(network, sample, self.card.classes) or network for network in networks]
             networks = self._parted
         if not self.mirror:
             return list(networks)

@@ -209,7 +209,7 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
 def test_deferred_heads_and_callables_agree() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv3d(3, 20, 1)).eval()
-    parts = defer_head(network, torch.randn(1, 1, *PATCH))
+    parts = defer_head(network, torch.randn(1, 1, *PATCH), 20)
     assert parts is not None
     image, restore = smooth(1, 16, 24, 12), way((16, 24, 12), (31, 30, 20))
     a, b = (predict_back([n], image, restore, classes=20, patch=PATCH) for n in (network, parts))
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_classes_times_volume(monkeypatch: pytest.Monk
     for classes in (4, 16):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Conv3d(2, classes, 1)).eval()
-        parts = defer_head(network, torch.randn(1, 1, *PATCH))
+        parts = defer_head(network, torch.randn(1, 1, *PATCH), classes)
         assert parts is not None
         peaks.append(peak_mb(partial(predict_back, [parts], image, restore, classes=classes, patch=PATCH)))
     logits = peak_mb(partial(predict_back, [network], image, restore, classes=16, patch=PATCH))
