@@ -92,7 +92,7 @@ def write_series() -> Callable[..., Path]:
             one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
             one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{number + 1}"
             one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = "1.2", uid, "1.2.5"
-            one.PatientID, one.PatientName, one.PatientSex, one.PatientBirthDate = "P1", "Phantom", "O", ""
+            one.PatientID, one.PatientName, one.PatientSex, one.PatientBirthDate = "P1", "Phantom^One", "O", ""
             one.StudyID, one.StudyDate, one.StudyTime, one.AccessionNumber = "1", "20260102", "101112", ""
             one.Modality, one.SeriesDescription, one.SeriesNumber = "CT", name, 2
             one.ReferringPhysicianName, one.Manufacturer, one.PatientPosition = "", "simulated", "HFS"

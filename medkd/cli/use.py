@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,6 @@ from medkd.errors import UserError
 
 if TYPE_CHECKING:
     from medkd.export.evidence import Evidence
-    from medkd.inference.predict import PredictedCase
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run, or a trained or exported model.", show_default=False)
@@ -22,33 +20,59 @@ Model = Annotated[
 
 def predict(
     model: Model,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A volume or a folder.", show_default=False)],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Volumes, DICOM series, or folders of them.", show_default=False),
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder, or a file for one.", show_default=False)],
     device: Device = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 1,
+    format: Annotated[  # noqa: A002 - the option's name
+        str | None,
+        typer.Option(metavar="FORMAT", help="nii.gz, nii, nrrd, mha, or seg for DICOM SEG [that of the input]."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Windows at a time [what the device suits].")] = None,
     overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a window that the next covers.")] = 0.5,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over the flips that training used.")] = False,
+    skip_air: Annotated[bool, typer.Option("--skip-air", help="Leave out windows that show air alone.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network [all].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Label a volume, or a folder of volumes.
+    """Label volumes, DICOM series, or folders of them.
 
     Labels lie on the grid of each input. One that cannot be read does not stop the others; the exit code is then 2.
+    The same command given again goes on where it was stopped.
     """
+    from time import perf_counter
+
     from medkd.cli.watch import advance, counted
     from medkd.inference.model import SegmentationModel
     from medkd.inference.predict import predict_files
     from medkd.pipeline.folder import disk_errors, find_model
 
+    began = perf_counter()
     loaded = SegmentationModel.from_folder(
-        find_model(model), device=device, batch=batch, overlap=overlap, mirror=mirror
+        find_model(model),
+        threads=threads,
+        device=device,
+        batch=batch,
+        overlap=overlap,
+        mirror=mirror,
+        skip_air=skip_air,
     )
     with counted("predict") as bar, disk_errors(output):
         cases = predict_files(
-            loaded, source, output, overwrite=overwrite, progress=lambda done, of, _: advance(bar, done, of)
+            loaded,
+            sources,
+            output,
+            overwrite=overwrite,
+            format=format,
+            progress=lambda done, of, _: advance(bar, done, of),
         )
     if as_json:
-        say_json([_case(case) for case in cases])
+        maker = {"model": loaded.identity, "labels": loaded.labels, "options": loaded.options}
+        here = {"device": str(loaded.device), "threads": threads, "seconds": round(perf_counter() - began, 3)}
+        say_json({**maker, **here, "cases": [case.to_json() for case in cases]})
     else:
         for case in cases:
             if case.status != "failed":
@@ -58,10 +82,6 @@ def predict(
     for case in failed:
         note(f"medkd: {case.case}: {case.error}")
     return fail(f"{len(failed)} of {len(cases)} cases failed; the others are done") if failed else 0
-
-
-def _case(case: PredictedCase) -> dict[str, object]:
-    return {**asdict(case), "inputs": [str(path) for path in case.inputs], "output": str(case.output)}
 
 
 def export(

@@ -78,14 +78,19 @@ def read_stored(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     except _UNREADABLE as error:
         reason = "it is empty" if path.stat().st_size == 0 else "it is damaged, cut short or not what its name says"
         raise UserError(f"file {path} cannot be read: {reason}") from error
+    check_stored(array, affine, f"file {path}")
+    return array, affine
+
+
+def check_stored(array: NDArray[Any], affine: NDArray[np.float64], name: str) -> None:
+    """Raise a UserError unless ``(C, *axes)`` has three spatial axes of real numbers and a usable affine."""
     if array.dtype.kind not in "buif":
-        raise UserError(f"file {path} holds {array.dtype} voxels, and medkd reads one number per voxel")
+        raise UserError(f"{name} holds {array.dtype} voxels, and medkd reads one number per voxel")
     if array.ndim != 4 or 0 in array.shape:
-        raise UserError(f"file {path} has shape {array.shape[1:]}, and medkd needs three spatial axes")
+        raise UserError(f"{name} has shape {array.shape[1:]}, and medkd needs three spatial axes")
     spacing = voxel_size(affine)
     if not (np.isfinite(affine).all() and min(spacing) > 0 and abs(np.linalg.det(affine)) > 1e-6 * np.prod(spacing)):
-        raise UserError(f"file {path} has no usable geometry: voxel sizes {spacing} mm and axes that span no space")
-    return array, affine
+        raise UserError(f"{name} has no usable geometry: voxel sizes {spacing} mm and axes that span no space")
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -128,17 +133,24 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     import SimpleITK
 
     image: Any = SimpleITK.ReadImage(str(path))
-    dims = image.GetDimension()
-    array = SimpleITK.GetArrayFromImage(image)
     if path.suffix.lower() in (".nrrd", ".nhdr") and not image.HasMetaDataKey("NRRD_space"):
         raise UserError(
             f"file {path} has an unknown orientation (its header names no space), so left and right cannot be told; "
             "write it with one, such as left-posterior-superior"
         )
+    return itk_stored(image, f"file {path}")
+
+
+def itk_stored(image: Any, name: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return the voxels ``(C, *stored axes)`` of a SimpleITK image and its ``(4, 4)`` affine to RAS mm."""
+    import SimpleITK
+
+    dims = image.GetDimension()
+    array = SimpleITK.GetArrayFromImage(image)
     vector = image.GetNumberOfComponentsPerPixel() > 1
     array = np.moveaxis(array, -1, 0) if vector else array[None] if dims == 3 else array
     if dims not in (3, 4) or array.ndim != 4:
-        raise UserError(f"file {path} is {dims}-D, and medkd needs three spatial axes")
+        raise UserError(f"{name} is {dims}-D, and medkd needs three spatial axes")
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(dims, dims)[:3, :3]
     affine[:3, :3] = direction * np.array(image.GetSpacing())[:3]
@@ -146,7 +158,8 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return array.transpose(0, 3, 2, 1), _LPS_TO_RAS @ affine
 
 
-def _write_itk(path: Path, stored: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def itk_image(stored: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+    """Return ``(*stored axes)`` on the grid of ``affine`` (to RAS mm) as a SimpleITK image."""
     import SimpleITK
 
     lps = _LPS_TO_RAS @ affine
@@ -155,7 +168,13 @@ def _write_itk(path: Path, stored: NDArray[Any], affine: NDArray[np.float64]) ->
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    SimpleITK.WriteImage(image, str(path), True)
+    return image
+
+
+def _write_itk(path: Path, stored: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    import SimpleITK
+
+    SimpleITK.WriteImage(itk_image(stored, affine), str(path), True)
 
 
 def voxel_size(affine: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -21,10 +21,10 @@ def left_right(labels: Mapping[str, int]) -> tuple[tuple[tuple[int, int], ...], 
     """
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name in labels:
-        words = _words(name)
-        sides = {SIDES[word] for word in words if word in SIDES}
+        parts = words(name)
+        sides = {SIDES[word] for word in parts if word in SIDES}
         if len(sides) == 1:  # none: no side; both: a structure that lies on the midline or spans it
-            key = tuple("*" if word in SIDES else word for word in words)
+            key = tuple("*" if word in SIDES else word for word in parts)
             groups.setdefault(key, {"left": [], "right": []})[sides.pop()].append(name)
     pairs = [(labels[g["left"][0]], labels[g["right"][0]]) for g in groups.values() if _paired(g)]
     alone = [name for g in groups.values() if not _paired(g) for name in (*g["left"], *g["right"])]
@@ -35,11 +35,12 @@ def _paired(group: Mapping[str, list[str]]) -> bool:
     return len(group["left"]) == len(group["right"]) == 1
 
 
-def _words(name: str) -> list[str]:
+def words(name: str) -> list[str]:
+    """Return the words of a label name, lower case, sides apart: ``LeftParotid`` -> ``left``, ``parotid``."""
     return list(_split(word.lower() for word in WORD.findall(name)))
 
 
-def _split(words: Iterable[str]) -> Iterable[str]:
-    for word in words:
+def _split(parts: Iterable[str]) -> Iterable[str]:
+    for word in parts:
         glued = GLUED.match(word)
         yield from glued.groups() if glued else (word,)

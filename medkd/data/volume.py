@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from medkd.data.formats import WRITABLE, read_stored, stem, suffix, voxel_size, write_stored
+from medkd.data.formats import WRITABLE, check_stored, read_stored, stem, suffix, voxel_size, write_stored
 from medkd.errors import UserError
 
 _orient: Any = nibabel.orientations  # untyped
@@ -113,11 +113,7 @@ def read_volume(paths: Path | Sequence[Path]) -> Volume:
     first: Geometry | None = None
     for path in files:
         stored, geometry = _read(path)
-        array = stored.astype(np.float32, copy=False)
-        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-        if bad:
-            verb = "voxel is" if bad == 1 else "voxels are"
-            raise UserError(f"image {path}: {bad} {verb} NaN or infinite; repair the file or leave the case out")
+        array = _finite(stored, f"image {path}")
         first = first or geometry
         if first is not geometry and (difference := _difference(first, geometry)):
             raise UserError(f"image {path} is not on the grid of {files[0]}: {difference}")
@@ -125,6 +121,34 @@ def read_volume(paths: Path | Sequence[Path]) -> Volume:
     assert first is not None
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return Volume(np.ascontiguousarray(joined), first.canonical_affine, first)
+
+
+def to_volume(stored: NDArray[Any], affine: NDArray[np.float64], name: str = "image") -> Volume:
+    """Return voxels in memory as a canonical volume.
+
+    Args:
+        stored: ``(C, *axes)``, real numbers.
+        affine: ``(4, 4)``, index -> RAS mm.
+        name: for sentences.
+
+    Raises:
+        UserError: not three spatial axes, none of them empty; no usable geometry; NaN or infinite voxels.
+    """
+    check_stored(stored, affine, name)
+    geometry = Geometry((stored.shape[1], stored.shape[2], stored.shape[3]), affine)
+    array = _to_ras(_finite(stored, name), geometry)
+    return Volume(np.ascontiguousarray(array), geometry.canonical_affine, geometry)
+
+
+def to_stored(label: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
+    """Turn a canonical label ``(X, Y, Z)`` into the stored axes of ``geometry``.
+
+    Raises:
+        ValueError: ``label`` has another shape than the canonical grid.
+    """
+    if label.shape != geometry.canonical_shape:
+        raise ValueError(f"label of shape {label.shape} for a grid of shape {geometry.canonical_shape}")
+    return np.ascontiguousarray(_orient.apply_orientation(label, geometry.from_canonical()))
 
 
 def read_label(path: Path, *, like: Volume | Geometry | None = None) -> NDArray[np.int16]:
@@ -181,12 +205,9 @@ def write_label(path: Path, label: NDArray[Any], geometry: Geometry) -> None:
     ending = suffix(path)
     if ending not in WRITABLE:
         raise UserError(f"cannot write {path}: the name must end in one of {', '.join(WRITABLE)}")
-    if label.shape != geometry.canonical_shape:
-        raise ValueError(f"label of shape {label.shape} for a grid of shape {geometry.canonical_shape}")
+    stored = to_stored(label, geometry)
     small = label.size == 0 or (int(label.min()) >= 0 and int(label.max()) <= 255)
-    stored = np.ascontiguousarray(
-        _orient.apply_orientation(label, geometry.from_canonical()).astype(np.uint8 if small else np.int16)
-    )
+    stored = stored.astype(np.uint8 if small else np.int16)
     temporary = path.with_name(f".{stem(path)}.{os.getpid()}{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +218,16 @@ def write_label(path: Path, label: NDArray[Any], geometry: Geometry) -> None:
         raise UserError(f"cannot write {path}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _finite(stored: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Return float32 voxels, all of them numbers."""
+    array = stored.astype(np.float32, copy=False)
+    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if bad:
+        verb = "voxel is" if bad == 1 else "voxels are"
+        raise UserError(f"{name}: {bad} {verb} NaN or infinite; repair the file or leave the case out")
+    return array
 
 
 def _read(path: Path) -> tuple[NDArray[Any], Geometry]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -19,12 +20,32 @@ from medkd.data.preprocess import Restore, prepare_image
 from medkd.data.volume import Volume
 from medkd.errors import UserError, nearest
 from medkd.inference.air import body_mask
+from medkd.inference.api import check_channels, open_image
 from medkd.inference.grid import lay_grid
 from medkd.inference.heads import Network, defer_head
 from medkd.inference.onnx import CARD, GRAPH, OnnxNetwork, read_student
 from medkd.inference.slabs import predict_back
 from medkd.inference.window import mirrored, predict_label, sliding_window
 from medkd.networks.weights import ModelCard, load_network
+
+ImageLike = TypeVar("ImageLike")
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A volume as the network takes it.
+
+    Args:
+        image: ``(C, *S)`` prepared.
+        restore: the way back.
+        body: ``(*S)``, where it is worth looking; None for everywhere.
+        seconds: of ``prepare``; ``network`` and ``restore`` are added later.
+    """
+
+    image: NDArray[np.float32]
+    restore: Restore
+    body: Tensor | None
+    seconds: dict[str, float]
 
 
 class SegmentationModel:
@@ -70,11 +91,14 @@ class SegmentationModel:
         self._parted: list[Network] | None = None
 
     @classmethod
-    def from_folder(cls, path: str | Path | Sequence[str | Path], **options: Any) -> SegmentationModel:
+    def from_folder(
+        cls, path: str | Path | Sequence[str | Path], *, threads: int | None = None, **options: Any
+    ) -> SegmentationModel:
         """Load a model folder (``model.json``), an exported one (``student.json``), or several as an ensemble.
 
         Args:
             path: the folder, or the folders of an ensemble.
+            threads: CPU threads, of torch in the whole process; None leaves the choice to it.
             options: ``device``, ``overlap``, ``batch``, ``mirror``, ``skip_air`` and ``memory_mb`` of the class.
 
         Raises:
@@ -83,7 +107,9 @@ class SegmentationModel:
         folders = [Path(path)] if isinstance(path, (str, Path)) else [Path(part) for part in path]
         if not folders:
             raise UserError("no model folder was given; name at least one")
-        loaded = [_load(folder) for folder in folders]
+        if threads is not None:
+            torch.set_num_threads(threads)
+        loaded = [_load(folder, threads) for folder in folders]
         cards = [card for _, card, _ in loaded]
         for folder, card in zip(folders[1:], cards[1:], strict=True):
             for part in ("labels", "in_channels"):
@@ -95,6 +121,11 @@ class SegmentationModel:
         hashes = [digest for _, _, digest in loaded]
         identity = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
         return cls([network for network, *_ in loaded], cards[0], identity=identity, **options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What changes the answer besides weights and image."""
+        return {"overlap": self.overlap, "mirror": self.mirror, "skip_air": self.skip_air}
 
     @property
     def labels(self) -> dict[str, int]:
@@ -118,18 +149,54 @@ class SegmentationModel:
         image = torch.as_tensor(prepared)
         return predict_label(self._voters(image), image, **self._window())
 
-    def predict(self, volume: Volume) -> NDArray[np.int16]:
-        """Return the label ``(X, Y, Z)`` of a canonical volume, on its own grid.
+    @overload
+    def predict(self, image: Volume) -> NDArray[np.int16]: ...
+    @overload
+    def predict(
+        self,
+        image: ImageLike,
+        *,
+        spacing_mm: Sequence[float] | None = None,
+        affine: NDArray[Any] | None = None,
+    ) -> ImageLike: ...
+    def predict(self, image: Any, **geometry: Any) -> Any:
+        """Return the label of an image, on its own grid and of its own kind.
+
+        Args:
+            image: a :class:`~medkd.data.volume.Volume`; a numpy array ``(X, Y, Z)`` or ``(C, X, Y, Z)``; a nibabel or
+                SimpleITK image; or a list of such images, one per channel.
+            geometry: for arrays, ``spacing_mm`` (axes then run left to right, posterior to anterior, inferior to
+                superior) or ``affine`` (``(4, 4)``, index -> RAS mm).
+
+        Returns:
+            Whole numbers: an array int16 for volumes and arrays, an image of the same library for images.
+
+        Raises:
+            UserError: the image has another number of channels than the model, or no usable geometry.
+        """
+        if isinstance(image, Volume):
+            return self.predict_timed(image)[0]
+        given = open_image(image, **geometry)
+        check_channels(given.volume, self.card, given.name)
+        return given.like(self.predict_timed(given.volume)[0])
+
+    def predict_timed(self, volume: Volume) -> tuple[NDArray[np.int16], dict[str, float]]:
+        """As :meth:`predict`; also the seconds of ``prepare``, ``network`` and ``restore``."""
+        ready = self.prepare(volume)
+        return self.label_ready(ready), ready.seconds
+
+    def prepare(self, volume: Volume) -> Ready:
+        """Do all that comes before the network; from then on the volume is not needed.
 
         Raises:
             UserError: the volume has another number of channels than the model.
         """
-        return self.predict_timed(volume)[0]
-
-    def predict_timed(self, volume: Volume) -> tuple[NDArray[np.int16], dict[str, float]]:
-        """As :meth:`predict`; also the seconds of ``prepare``, ``network`` and ``restore``."""
         prepared, restore, seconds = self._prepare(volume)
-        return self.label_back(prepared, restore, body=self._body(volume, restore), seconds=seconds), seconds
+        return Ready(prepared, restore, self._body(volume, restore), seconds)
+
+    def label_ready(self, ready: Ready) -> NDArray[np.int16]:
+        """Return the label ``(X, Y, Z)`` on the canonical grid of what :meth:`prepare` made ready."""
+        return self.label_back(ready.image, ready.restore, body=ready.body, seconds=ready.seconds)
 
     def label_back(
         self,
@@ -219,14 +286,14 @@ def pick_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _load(folder: Path) -> tuple[Network, ModelCard, str]:
+def _load(folder: Path, threads: int | None) -> tuple[Network, ModelCard, str]:
     """Return the network of a folder, its card, and the hash of its weights."""
     if (folder / "model.json").is_file():
         network, card = load_network(folder)
         return network, card, str(json.loads((folder / "model.json").read_text()).get("sha256", ""))
     if (folder / CARD).is_file():
         card, info = read_student(folder)
-        return OnnxNetwork(folder / GRAPH), card, str(info["sha256"])
+        return OnnxNetwork(folder / GRAPH, threads=threads), card, str(info["sha256"])
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist; give the folder of a trained stage or of an export")
     raise UserError(f"{folder} holds no model: neither model.json nor {CARD}; give the folder of a trained stage")

@@ -1,189 +1,243 @@
-"""Files in, files out: one label file for every case."""
+"""Files in, files out: one label file for every case, reading and writing beside the network."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
+import errno
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
-from medkd.data.formats import READABLE, WRITABLE, stem, suffix
-from medkd.data.volume import read_volume, write_label
+from medkd.data.formats import stem, suffix
+from medkd.data.volume import Geometry, read_volume, write_label
 from medkd.errors import UserError
-from medkd.inference.model import SegmentationModel
+from medkd.inference.api import check_channels
+from medkd.inference.cases import FORMATS, Job, find_cases, names_file, plan_jobs
+from medkd.inference.dicomseg import need_highdicom, write_segmentation
+from medkd.inference.model import Ready, SegmentationModel
+from medkd.inference.record import RECORD, SIDECAR, Maker, PredictedCase, Record
 
-SIDECAR = "labels.json"
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-
-
-@dataclass(frozen=True)
-class PredictedCase:
-    """What became of one case.
-
-    Args:
-        case: name of the case, without channel number and suffix.
-        inputs: the image files, one per channel.
-        output: the label file, or the place where it would be.
-        status: ``skipped`` when the label was there already.
-        error: why it failed, in one sentence.
-        seconds: time of ``load``, ``prepare``, ``network``, ``restore``, ``write``.
-    """
-
-    case: str
-    inputs: tuple[Path, ...]
-    output: Path
-    status: Literal["done", "skipped", "failed"]
-    error: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
+__all__ = ["FORMATS", "RECORD", "SIDECAR", "PredictedCase", "Progress", "find_cases", "predict_files"]
 
 Progress = Callable[[int, int, PredictedCase], None]
 """Called after every case with how many are finished, how many there are, and the case."""
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_FEW_BYTES = 64_000
+
+
+@dataclass
+class _Work:
+    """A case on its way: what is read of it, or why it failed."""
+
+    job: Job
+    geometry: Geometry | None = None
+    ready: Ready | None = None
+    error: str | None = None
+    short_of_memory: bool = False
+    disk_full: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def result(self) -> PredictedCase:
+        job = self.job
+        return PredictedCase(
+            job.case, job.files, job.target, "failed" if self.error else "done", self.error, self.seconds
+        )
 
 
 def predict_files(
     model: SegmentationModel,
-    input: Path,  # noqa: A002 - the command line's word
+    input: Path | Sequence[Path],  # noqa: A002 - the command line's word
     output: Path,
     *,
     overwrite: bool = False,
+    format: str | None = None,  # noqa: A002 - likewise
     progress: Progress | None = None,
 ) -> list[PredictedCase]:
-    """Segment one file, or every volume in a folder.
+    """Segment files, DICOM series, and all of them in folders.
 
     Labels lie on the grid of their image, under its name and in its format (``.mhd`` becomes ``.mha``, ``.nhdr``
-    becomes ``.nrrd``: one file each). Channels are one file each, ``case_0000.nii.gz``, ``case_0001.nii.gz``, or one
-    file with all of them. ``labels.json`` beside the labels names the classes and the model. A case that cannot be
-    read or does not fit the model is reported and the others are done; a second call skips what is finished.
+    becomes ``.nrrd``: one file each; a DICOM series becomes NIfTI). Channels are one file each, ``case_0000.nii.gz``,
+    ``case_0001.nii.gz``, or one file with all of them. Beside the labels lie ``labels.json`` (classes, model, options),
+    ``labels.txt`` for ITK-SNAP, ``labels.ctbl`` for 3D Slicer, and ``predictions.jsonl``, a line for every case.
+
+    While the network works on one case, the next is read and prepared and the one before is written; there are never
+    more than these three in memory. A case that cannot be read or does not fit the model is reported and the others are
+    done. A second call skips what the same model with the same options has made of the same images.
 
     Args:
         model: loaded once, used for all.
-        input: a file or a folder (not its subfolders).
-        output: a folder; for one file also a file name.
+        input: a volume, a DICOM series (folder, ``folder#UID``, or multi-frame file), a folder of these, or several.
+        output: a folder; for one case also a file name (``.dcm``: DICOM SEG).
         overwrite: predict again what is there already.
+        format: ``nii.gz``, ``nii``, ``nrrd``, ``mha`` or ``seg`` (DICOM SEG); None for the format of the image.
         progress: told after every case.
 
     Returns:
-        One entry per case, sorted by name.
+        One entry per case, in the order of the inputs, sorted by name within a folder.
 
     Raises:
-        UserError: nothing to predict, output in place of the input, or labels of another model in ``output``.
+        UserError: nothing to predict, output in place of the input, or labels of another model or options in
+            ``output``.
     """
-    cases = find_cases(input, model.card.in_channels)
-    to_file = suffix(output) != ""
-    if to_file and input.is_dir():
-        raise UserError(f"output {output} is a file name but {input} is a folder; give a folder for the labels")
-    if to_file and suffix(output) not in WRITABLE:
-        raise UserError(f"cannot write {output}: the name must end in one of {', '.join(WRITABLE)}")
-    folder = output.parent if to_file else output
-    if not to_file and folder.resolve() == (input if input.is_dir() else input.parent).resolve():
-        raise UserError(f"labels in {folder} would replace the images of the same names; give another output folder")
-    if to_file and output.resolve() in {path.resolve() for files in cases.values() for path in files}:
-        raise UserError(f"output {output} is the image itself; give another name")
-    _write_sidecar(folder / (f"{stem(output)}.{SIDECAR}" if to_file else SIDECAR), model, overwrite)
+    sources = [input] if isinstance(input, Path) else list(input)
+    jobs = plan_jobs(sources, output, channels=model.card.in_channels, format=format)
+    if any(_is_seg(job.target) for job in jobs):
+        need_highdicom()
+    to_file = names_file(output)
+    prefix = f"{stem(output) if suffix(output) else output.stem}." if to_file else ""
+    maker = Maker(model.labels, model.identity, model.options)
+    record = Record(output.parent if to_file else output, prefix, maker, overwrite=overwrite)
 
     results: list[PredictedCase] = []
-    taken: dict[Path, str] = {}
-    for case, files in cases.items():
-        ending = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix(files[0]), suffix(files[0]))
-        target = output if to_file else folder / f"{stem(Path(case))}{ending}"
-        if target in taken:
-            error = f"{files[0]} and case {taken[target]} would write the same {target.name}; rename one"
-            result = PredictedCase(case, files, target, "failed", error)
-        elif target.exists() and not overwrite:
-            result = PredictedCase(case, files, target, "skipped")
-        else:
-            result = _predict_case(model, case, files, target)
-        taken.setdefault(target, case)
-        results.append(result)
+
+    def tell(one: PredictedCase) -> None:
+        results.append(one)
         if progress is not None:
-            progress(len(results), len(cases), result)
-    return results
+            progress(len(results), len(jobs), one)
+
+    todo = []
+    for job in jobs:
+        early = _before(job, record, overwrite)
+        if early is None:
+            todo.append(job)
+        else:
+            tell(early)
+    for one in _run(model, todo, record):
+        if not one.disk_full:
+            record.add(one.result())
+        tell(one.result())
+    place = {(job.case, job.files): index for index, job in enumerate(jobs)}
+    return sorted(results, key=lambda one: place[one.case, one.inputs])
 
 
-def find_cases(source: Path, channels: int) -> dict[str, tuple[Path, ...]]:
-    """Return the image files of every case in a file or folder, in the order of their channels.
-
-    A number as in ``case_0000`` is a channel where the model has several, or where every file ends in ``_0000``.
-
-    Raises:
-        UserError: nothing there that medkd reads.
-    """
-    if source.is_dir():
-        files = sorted(p for p in source.iterdir() if p.is_file() and suffix(p) and not p.name.startswith("."))
-    elif source.is_file():
-        files = _siblings(source) if channels > 1 else [source]
-    else:
-        raise UserError(f"input {source} does not exist; give a volume or a folder of volumes")
-    if not files:
-        hint = "convert the DICOM series to NIfTI first" if any(source.glob("*.dcm")) else "give another folder"
-        raise UserError(f"{source} has no volume ({', '.join(READABLE)}); {hint}")
-    matches = {path: _CHANNEL.fullmatch(stem(path)) for path in files}
-    numbered = channels > 1 or all(match is not None and match["channel"] == "0000" for match in matches.values())
-    grouped: dict[tuple[str, str], list[Path]] = {}
-    for path, match in matches.items():
-        name = match["case"] if numbered and match is not None else stem(path)
-        grouped.setdefault((name, suffix(path)), []).append(path)
-    names = [name for name, _ in grouped]
-    # The suffix joins the name only where two files would otherwise share it.
-    return {
-        name if names.count(name) == 1 else f"{name}{ending}": tuple(sorted(paths))
-        for (name, ending), paths in sorted(grouped.items())
-    }
-
-
-def _siblings(path: Path) -> list[Path]:
-    """Return the other channels of a file named ``case_0000``, or the file alone."""
-    match = _CHANNEL.fullmatch(stem(path))
-    if match is None:
-        return [path]
-    others = (p for p in path.parent.iterdir() if suffix(p) == suffix(path))
-    found = ((p, _CHANNEL.fullmatch(stem(p))) for p in others)
-    return sorted(p for p, other in found if other is not None and other["case"] == match["case"])
-
-
-def _predict_case(model: SegmentationModel, case: str, files: tuple[Path, ...], target: Path) -> PredictedCase:
-    seconds: dict[str, float] = {}
+def _before(job: Job, record: Record, overwrite: bool) -> PredictedCase | None:
+    """Return what is known of a case before it is read: it is done, or cannot be."""
     try:
-        if len(files) not in (1, model.card.in_channels):
-            raise UserError(f"case {case} has {len(files)} files but the model reads {model.card.in_channels} channels")
+        if job.error:
+            raise UserError(job.error)
+        if not overwrite and record.is_done(job.case, job.files, job.target):
+            return PredictedCase(job.case, job.files, job.target, "skipped")
+    except UserError as error:
+        return PredictedCase(job.case, job.files, job.target, "failed", str(error))
+    return None
+
+
+def _run(model: SegmentationModel, jobs: Sequence[Job], record: Record) -> Iterator[_Work]:
+    """Yield every case when it is written or has failed, in order."""
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+        ahead: Future[_Work] | None = None
+        behind: Future[_Work] | None = None
+        for index, job in enumerate(jobs):
+            work = ahead.result() if ahead is not None else _load(model, job)
+            if work.short_of_memory and ahead is not None:  # it shared the memory with the case before
+                work = _load(model, job)
+            following = jobs[index + 1] if index + 1 < len(jobs) else None
+            ahead = reader.submit(_load, model, following) if following is not None else None
+            label = _label(model, work)
+            if work.short_of_memory and label is None and work.ready is not None and ahead is not None:
+                ahead.result()  # its memory may be all that was missing; it is read again later
+                ahead, work.error = None, None
+                label = _label(model, work)
+            work.ready = None
+            if behind is not None:
+                yield (done := behind.result())
+                behind = None
+                if done.disk_full:
+                    yield from _give_up(jobs[index:])
+                    return
+            if label is None:
+                yield work
+            else:
+                behind = writer.submit(_write, model, work, label, record)
+        if behind is not None:
+            yield behind.result()
+
+
+def _load(model: SegmentationModel, job: Job) -> _Work:
+    """Read and prepare a case."""
+    work = _Work(job)
+    try:
+        files, channels = job.files, model.card.in_channels
+        if len(files) not in (1, channels):
+            raise UserError(f"case {job.case} has {len(files)} files but the model reads {channels} channels")
         if len(files) > 1 and any(not stem(path).endswith(f"_{i:04d}") for i, path in enumerate(files)):
-            raise UserError(f"case {case} lacks a channel: its files must end in _0000 to _{len(files) - 1:04d}")
+            raise UserError(f"case {job.case} lacks a channel: its files must end in _0000 to _{len(files) - 1:04d}")
         began = perf_counter()
         volume = read_volume(files)
-        seconds["load"] = perf_counter() - began
-        label, spent = model.predict_timed(volume)
-        seconds.update(spent)
-        began = perf_counter()
-        write_label(target, label, volume.geometry)
-        seconds["write"] = perf_counter() - began
+        work.seconds["load"] = perf_counter() - began
+        check_channels(volume, model.card, f"image {files[0]}")
+        work.ready = model.prepare(volume)
+        work.geometry = volume.geometry
     except UserError as error:
-        return PredictedCase(case, files, target, "failed", str(error), seconds)
-    except (MemoryError, torch.OutOfMemoryError):
-        error_ = f"case {case} does not fit in memory; use a GPU or machine with more, or a smaller batch"
-        return PredictedCase(case, files, target, "failed", error_, seconds)
-    return PredictedCase(case, files, target, "done", None, seconds)
+        work.error = str(error)
+    except MemoryError:
+        _short(work)
+    return work
 
 
-def _write_sidecar(path: Path, model: SegmentationModel, overwrite: bool) -> None:
-    """Write class names and model; refuse to mix the labels of two models in one folder."""
-    if path.exists() and not overwrite:
-        try:
-            before = json.loads(path.read_text()).get("model", "")
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read ({error}); remove it or give another output folder") from error
-        if before != model.identity:
-            raise UserError(f"{path.parent} holds labels of another model; give another folder or overwrite them")
-        return
+def _label(model: SegmentationModel, work: _Work) -> NDArray[Any] | None:
+    """Return the label of a case that was read, or None."""
+    if work.error is not None or work.ready is None:
+        return None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps({"labels": model.labels, "model": model.identity}, indent=1) + "\n")
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        label = model.label_ready(work.ready)
+    except UserError as error:
+        work.error = str(error)
+        return None
+    except (MemoryError, torch.OutOfMemoryError):
+        _short(work)
+        return None
+    work.seconds |= work.ready.seconds
+    return label
+
+
+def _short(work: _Work) -> None:
+    work.short_of_memory = True
+    work.error = f"case {work.job.case} does not fit in memory; use a GPU or machine with more, or a smaller batch"
+
+
+def _write(model: SegmentationModel, work: _Work, label: NDArray[Any], record: Record) -> _Work:
+    began = perf_counter()
+    job = work.job
+    assert work.geometry is not None
+    try:
+        record.begin(job.target)
+        if _is_seg(job.target):
+            series, labels = job.files[0], model.labels
+            write_segmentation(job.target, label, work.geometry, series=series, labels=labels, model=model.identity)
+        else:
+            write_label(job.target, label, work.geometry)
+        work.seconds["write"] = perf_counter() - began
+    except UserError as error:
+        work.error = str(error)
+        work.disk_full = _disk_full(error, job.target.parent)
+    except MemoryError:
+        _short(work)
+    return work
+
+
+def _is_seg(target: Path) -> bool:
+    return target.suffix.lower() == ".dcm"
+
+
+def _disk_full(error: UserError, folder: Path) -> bool:
+    """Tell whether nothing more can be written; SimpleITK tells no reason, so the disk itself is asked too."""
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+        return error.__cause__.errno in _NO_SPACE
+    return folder.is_dir() and shutil.disk_usage(folder).free < _FEW_BYTES
+
+
+def _give_up(jobs: Sequence[Job]) -> Iterator[_Work]:
+    """Yield the cases that a full disk leaves undone: without a place for the label no hour of network is spent."""
+    for job in jobs:
+        yield _Work(
+            job,
+            error=f"case {job.case} was not tried: the disk is full; free some and give the command again",
+            disk_full=True,
+        )

@@ -273,7 +273,10 @@ def test_a_model_is_exported_and_predicts(toy: Path, tiny_dataset: Path, capsys:
     (images / "tiny_07.nii.gz").write_bytes(b"broken")
     assert call(["predict", str(model), str(images), "out", "--overwrite", "--json"]) == 2
     told = capsys.readouterr()
-    assert [case["status"] for case in json.loads(told.out)] == ["done", "failed"]
+    manifest = json.loads(told.out)
+    assert [case["status"] for case in manifest["cases"]] == ["done", "failed"]
+    assert set(manifest["cases"][0]["seconds"]) == {"load", "prepare", "network", "restore", "write"}
+    assert manifest["options"] == {"overlap": 0.5, "mirror": False, "skip_air": False}
     assert told.err.splitlines()[-1] == "medkd: error: 1 of 2 cases failed; the others are done"
     assert call(["export", str(model), "bundled", "--to", "bundle"]) == 0
     assert capsys.readouterr().out == "bundle: bundled\n"

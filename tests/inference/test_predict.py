@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
-from medkd.data.volume import read_label, read_volume
+from medkd.data import volume as volumes
+from medkd.data.volume import Volume, read_label, read_volume
 from medkd.errors import UserError
-from medkd.inference.model import SegmentationModel
+from medkd.inference import predict
+from medkd.inference.model import Ready, SegmentationModel
 from medkd.inference.predict import PredictedCase, find_cases, predict_files
 
 Make = Callable[..., Path]
@@ -40,7 +47,8 @@ def test_folder(model: SegmentationModel, write_image: Make, tmp_path: Path) -> 
     assert results[1].error is not None
     assert "scan1.nii.gz" in results[1].error
     assert set(results[0].seconds) == {"load", "prepare", "network", "restore", "write"}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["labels.json", "scan0.nii.gz", "scan2.nii.gz"]
+    beside = ["labels.ctbl", "labels.json", "labels.txt", "predictions.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*beside, "scan0.nii.gz", "scan2.nii.gz"]
     assert json.loads((tmp_path / "out" / "labels.json").read_text())["labels"] == {
         "background": 0,
         "left": 1,
@@ -87,7 +95,8 @@ def test_one_file_to_a_file_name(model: SegmentationModel, write_image: Make, tm
     image = write_image(tmp_path / "a.nii.gz")
     (result,) = predict_files(model, image, tmp_path / "seg" / "x.mha")
     assert result.status == "done"
-    assert sorted(p.name for p in (tmp_path / "seg").iterdir()) == ["x.labels.json", "x.mha"]
+    beside = ["x.labels.ctbl", "x.labels.json", "x.labels.txt", "x.mha", "x.predictions.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "seg").iterdir()) == beside
     assert np.array_equal(read_label(tmp_path / "seg" / "x.mha"), model.predict(read_volume(image)))
 
 
@@ -151,11 +160,233 @@ def test_out_of_memory_is_one_failed_case(
     def full(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(model, "predict_timed", full)
+    monkeypatch.setattr(model, "label_ready", full)
     write_image(tmp_path / "in" / "a.nii.gz")
     (result,) = predict_files(model, tmp_path / "in", tmp_path / "out")
     assert result.status == "failed"
     assert "memory" in str(result.error)
+
+
+@pytest.mark.parametrize("part", ["prepare", "label_ready"])
+def test_what_fits_alone_is_not_lost_to_the_case_read_ahead(
+    model: SegmentationModel, write_image: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    for name in "abc":
+        write_image(tmp_path / "in" / f"{name}.nii.gz")
+    real, calls = getattr(model, part), []
+
+    def tight(given: object) -> object:
+        calls.append(threading.current_thread().name)
+        if len(calls) == 2:
+            raise MemoryError
+        return real(given)
+
+    monkeypatch.setattr(model, part, tight)
+    results = predict_files(model, tmp_path / "in", tmp_path / "out")
+    assert [r.status for r in results] == ["done"] * 3
+    assert len(calls) == 4
+
+
+def test_reading_network_and_writing_go_on_at_once(
+    model: SegmentationModel, write_image: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(4):
+        write_image(tmp_path / "in" / f"{index}.nii.gz", seed=index)
+    meet = threading.Barrier(3, timeout=20)  # broken unless all three are at work at the same time
+    met = []
+
+    def with_others(name: str, function: Callable[..., object], turn: int) -> Callable[..., object]:
+        count = iter(range(100))
+
+        def wrapped(*given: object, **named: object) -> object:
+            if next(count) == turn:
+                meet.wait()
+                met.append(name)
+            return function(*given, **named)
+
+        return wrapped
+
+    # The third case is read while the second is in the network and the first is written.
+    monkeypatch.setattr(predict, "read_volume", with_others("read", predict.read_volume, 2))
+    monkeypatch.setattr(model, "label_ready", with_others("network", model.label_ready, 1))
+    monkeypatch.setattr(predict, "write_label", with_others("write", predict.write_label, 0))
+    results = predict_files(model, tmp_path / "in", tmp_path / "out")
+    assert sorted(met) == ["network", "read", "write"]
+    for index, result in enumerate(results):
+        truth = model.predict(read_volume(tmp_path / "in" / f"{index}.nii.gz"))
+        assert np.array_equal(read_label(result.output), truth)
+
+
+def test_no_more_than_three_cases_are_in_memory(
+    model: SegmentationModel, write_image: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(6):
+        write_image(tmp_path / "in" / f"{index}.nii.gz")
+    alive: weakref.WeakSet[object] = weakref.WeakSet()
+    most = []
+    real = model.prepare
+
+    def counted(volume: Volume) -> object:
+        ready = real(volume)
+        alive.add(ready)
+        most.append(len(alive))
+        return ready
+
+    monkeypatch.setattr(model, "prepare", counted)
+    predict_files(model, tmp_path / "in", tmp_path / "out")
+    assert max(most) <= 2  # prepared images; the third is a label
+
+
+def test_several_inputs(model: SegmentationModel, write_image: Make, tmp_path: Path) -> None:
+    one, other = write_image(tmp_path / "p" / "ct.nii.gz"), write_image(tmp_path / "q" / "ct.nii.gz", seed=1)
+    write_image(tmp_path / "r" / "mr.nii.gz")
+    results = predict_files(model, [one, other, tmp_path / "r", one], tmp_path / "out")
+    assert [(r.case, r.status) for r in results] == [("p_ct", "done"), ("q_ct", "done"), ("mr", "done")]
+    with pytest.raises(UserError, match="does not exist"):
+        predict_files(model, [one, tmp_path / "s"], tmp_path / "out")
+    with pytest.raises(UserError, match="nothing to label"):
+        predict_files(model, [], tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["nii.gz", "nii", "nrrd", "mha"])
+def test_a_format_of_choice(model: SegmentationModel, write_image: Make, tmp_path: Path, kind: str) -> None:
+    image = write_image(tmp_path / "a.nii.gz")
+    (result,) = predict_files(model, image, tmp_path / "out", format=kind)
+    assert result.output.name == f"a.{kind}"
+    assert np.array_equal(read_label(result.output, like=read_volume(image)), model.predict(read_volume(image)))
+    with pytest.raises(UserError, match="cannot be written as 'nift'"):
+        predict_files(model, image, tmp_path / "out", format="nift")
+    with pytest.raises(UserError, match="contradicts --format seg"):
+        predict_files(model, image, tmp_path / "x.nii.gz", format="seg")
+
+
+def test_a_half_done_cohort_goes_on(
+    model: SegmentationModel, write_image: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        write_image(tmp_path / "in" / f"{name}.nii.gz", seed=ord(name))
+    real, calls = model.label_ready, []
+
+    def stopped(ready: Ready) -> object:
+        calls.append(ready)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(ready)
+
+    monkeypatch.setattr(model, "label_ready", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model, tmp_path / "in", tmp_path / "out")
+    monkeypatch.setattr(model, "label_ready", real)
+    assert not list((tmp_path / "out").glob(".*"))
+    results = predict_files(model, tmp_path / "in", tmp_path / "out")
+    # The first was written when the second was stopped; only its own line may be missing, and then it is done again.
+    assert [r.status for r in results][1:] == ["done", "done"]
+    assert [r.status for r in predict_files(model, tmp_path / "in", tmp_path / "out")] == ["skipped"] * 3
+
+
+def test_an_image_that_was_replaced_is_done_again(model: SegmentationModel, write_image: Make, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "in" / "a.nii.gz")
+    predict_files(model, tmp_path / "in", tmp_path / "out")
+    write_image(image, seed=7)
+    (result,) = predict_files(model, tmp_path / "in", tmp_path / "out")
+    assert result.status == "done"
+    assert np.array_equal(read_label(result.output), model.predict(read_volume(image)))
+
+
+def test_labels_of_someone_else_are_kept(model: SegmentationModel, write_image: Make, tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.nii.gz")
+    theirs = write_image(tmp_path / "out" / "a.nii.gz", seed=3)
+    before = theirs.read_bytes()
+    (result,) = predict_files(model, tmp_path / "in", tmp_path / "out")
+    assert result.status == "failed"
+    assert "no record says that medkd wrote it" in str(result.error)
+    assert theirs.read_bytes() == before
+
+
+def test_other_options_are_not_mixed(make_model: Make, write_image: Make, tmp_path: Path) -> None:
+    folder = make_model()
+    write_image(tmp_path / "in" / "a.nii.gz")
+    predict_files(SegmentationModel.from_folder(folder), tmp_path / "in", tmp_path / "out")
+    other = SegmentationModel.from_folder(folder, overlap=0.25)
+    with pytest.raises(UserError, match=r"other options \(overlap 0.5, now 0.25\)"):
+        predict_files(other, tmp_path / "in", tmp_path / "out")
+    assert [r.status for r in predict_files(other, tmp_path / "in", tmp_path / "out", overwrite=True)] == ["done"]
+    assert [r.status for r in predict_files(other, tmp_path / "in", tmp_path / "out")] == ["skipped"]
+
+
+def test_a_record_cut_short(model: SegmentationModel, write_image: Make, tmp_path: Path) -> None:
+    for name in "ab":
+        write_image(tmp_path / "in" / f"{name}.nii.gz")
+    predict_files(model, tmp_path / "in", tmp_path / "out")
+    record = tmp_path / "out" / "predictions.jsonl"
+    record.write_text(record.read_text()[:-30])
+    assert [r.status for r in predict_files(model, tmp_path / "in", tmp_path / "out")] == ["skipped", "done"]
+    assert [r.status for r in predict_files(model, tmp_path / "in", tmp_path / "out")] == ["skipped", "skipped"]
+
+
+def test_a_full_disk_leaves_no_half_label_and_wastes_no_network(
+    model: SegmentationModel, write_image: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        write_image(tmp_path / "in" / f"{name}.nii.gz")
+    real, calls = volumes.write_stored, []
+
+    def full(path: Path, *rest: Any) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, *rest)
+
+    monkeypatch.setattr(volumes, "write_stored", full)
+    results = predict_files(model, tmp_path / "in", tmp_path / "out")
+    assert [r.status for r in results] == ["done", "failed", "failed", "failed"]
+    assert "cannot write" in str(results[1].error)
+    assert "No space left" in str(results[1].error)
+    assert "the disk is full" in str(results[3].error)
+    assert len(calls) == 2
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz"]
+    assert not list((tmp_path / "out").glob(".*"))
+    monkeypatch.setattr(volumes, "write_stored", real)
+    again = predict_files(model, tmp_path / "in", tmp_path / "out")
+    assert [r.status for r in again] == ["skipped", "done", "done", "done"]
+
+
+BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "channels": (lambda p: _noise(p, (9, 8, 7, 2)), "image .*bad.nii.gz is 4-D: 2 volumes"),
+    "vectors": (lambda p: _noise(p, (9, 8, 7, 1, 3)), "bad.nii.gz is 4-D: 3 volumes"),
+    "series of vectors": (lambda p: _noise(p, (9, 8, 7, 2, 3)), "bad.nii.gz has shape"),
+    "orientation": (lambda p: _noise(p, (9, 8, 7), known=False), "bad.nii.gz has an unknown orientation"),
+    "flat": (lambda p: _noise(p, (9, 8)), "bad.nii.gz has shape"),
+    "zero bytes": (lambda p: p.write_bytes(b"") and None, "bad.nii.gz cannot be read: it is empty"),
+    "zero voxels": (lambda p: _noise(p, (9, 0, 7)), "bad.nii.gz (has shape|cannot be read)"),
+    "cut": (lambda p: _noise(p, (30, 30, 30), cut=True), "bad.nii.gz cannot be read: it is damaged, cut short"),
+    "NaN": (lambda p: _noise(p, (9, 8, 7), nan=True), "bad.nii.gz: 1 voxel is NaN"),
+}
+
+
+def _noise(path: Path, shape: tuple[int, ...], *, known: bool = True, cut: bool = False, nan: bool = False) -> None:
+    voxels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    if nan:
+        voxels[0, 0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4) if known else None), path)
+    if cut:
+        path.write_bytes(path.read_bytes()[:-500])
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_image_is_told_and_the_others_are_done(
+    model: SegmentationModel, write_image: Make, tmp_path: Path, what: str
+) -> None:
+    for name in ("a", "z"):
+        write_image(tmp_path / "in" / f"{name}.nii.gz")
+    harm, said = BAD[what]
+    harm(tmp_path / "in" / "bad.nii.gz")
+    results = predict_files(model, tmp_path / "in", tmp_path / "out")
+    assert [(r.case, r.status) for r in results] == [("a", "done"), ("bad", "failed"), ("z", "done")]
+    assert re.search(said, str(results[1].error)), results[1].error
+    assert "\n" not in str(results[1].error)
+    assert not (tmp_path / "out" / "bad.nii.gz").exists()
 
 
 def test_mistakes_are_told(model: SegmentationModel, write_image: Make, tmp_path: Path) -> None:
@@ -170,7 +401,6 @@ def test_mistakes_are_told(model: SegmentationModel, write_image: Make, tmp_path
         predict_files(model, image, tmp_path / "x.mhd")
     with pytest.raises(UserError, match="does not exist"):
         predict_files(model, tmp_path / "gone", tmp_path / "out")
-    (tmp_path / "dicom").mkdir()
-    (tmp_path / "dicom" / "1.dcm").touch()
-    with pytest.raises(UserError, match="DICOM"):
-        predict_files(model, tmp_path / "dicom", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no volume .* and no DICOM series"):
+        predict_files(model, tmp_path / "empty", tmp_path / "out")
