@@ -39,7 +39,9 @@ def is_table(tree: ast.Module) -> bool:
 
 
 def public(body: list[ast.stmt], kind: type[ast.AST] | tuple[type[ast.AST], ...]) -> Iterator[ast.AST]:
-    return (node for node in body if isinstance(node, kind) and not node.name.startswith("_"))
+    """Yield what others may call; an overload only lends its types to the function that follows it."""
+    found = (node for node in body if isinstance(node, kind) and not node.name.startswith("_"))
+    return (node for node in found if "overload" not in map(ast.unparse, node.decorator_list))
 
 
 def undocumented(trees: dict[Path, ast.Module]) -> Iterator[str]:
