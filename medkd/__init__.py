@@ -7,7 +7,7 @@ comparison with the same network trained without a teacher. From Python, :func:`
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medkd.inference.model import SegmentationModel
@@ -19,8 +19,12 @@ __version__ = "0.1.0"
 from medkd.errors import UserError
 
 
-def load(path: str | Path) -> SegmentationModel:
+def load(path: str | Path, **options: Any) -> SegmentationModel:
     """Return the trained model in the folder ``path``: a model folder, an exported one, or a whole run's.
+
+    ``load(path).predict(image)`` labels a numpy array, a nibabel or a SimpleITK image. The options are those of
+    :class:`~medkd.inference.model.SegmentationModel`: ``device``, ``overlap``, ``batch``, ``mirror``, ``skip_air``,
+    ``memory_mb``; and ``threads``.
 
     Raises :class:`UserError` where the folder holds no model.
     """
@@ -28,4 +32,4 @@ def load(path: str | Path) -> SegmentationModel:
     from medkd.inference.model import SegmentationModel
     from medkd.pipeline.folder import find_model
 
-    return SegmentationModel.from_folder(find_model(Path(path)))
+    return SegmentationModel.from_folder(find_model(Path(path)), **options)

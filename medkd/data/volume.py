@@ -214,7 +214,7 @@ def write_label(path: Path, label: NDArray[Any], geometry: Geometry) -> None:
         write_stored(temporary, stored, geometry.affine)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk refused"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk refused (is it full?)"
         raise UserError(f"cannot write {path}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)

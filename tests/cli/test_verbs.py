@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import medkd
@@ -281,6 +282,58 @@ def test_a_model_is_exported_and_predicts(toy: Path, tiny_dataset: Path, capsys:
     assert call(["export", str(model), "bundled", "--to", "bundle"]) == 0
     assert capsys.readouterr().out == "bundle: bundled\n"
     assert (Path("bundled") / "configs" / "metadata.json").is_file()
+
+
+def test_several_images_are_labelled_and_looked_at(
+    toy: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, images = tiny_model(tiny_dataset), tiny_dataset / "imagesUn"
+    threads = torch.get_num_threads()
+    several = [str(images / "tiny_06.nii.gz"), str(images / "tiny_07.nii.gz")]
+    try:
+        assert call(["predict", str(model), *several, "out", "--format", "nrrd", "--threads", "1", "--skip-air"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert capsys.readouterr().out.splitlines() == ["out/tiny_06.nrrd", "out/tiny_07.nrrd"]
+    assert '"spleen"' in (Path("out") / "labels.txt").read_text()
+    assert "1 liver " in (Path("out") / "labels.ctbl").read_text()
+    assert call(["predict", str(model), *several, "out", "--format", "nrrd", "--skip-air"]) == 0
+    assert capsys.readouterr().out.count("was there; --overwrite predicts it again") == 2
+    assert call(["predict", str(model), *several, "out", "--format", "nrd"]) == 2
+    assert "labels cannot be written as 'nrd' (did you mean 'nrrd'?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["newer", "tampered", "cut", "no weights", "input as output"])
+def test_what_no_prediction_is_made_with(
+    toy: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    model, images = tiny_model(tiny_dataset), tiny_dataset / "imagesUn"
+    card, weights, out = model / "model.json", model / "model.safetensors", "out"
+    if what == "newer":
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"format": 99}))
+        said = "has format 99, this medkd reads up to 1; upgrade medkd"
+    elif what == "tampered":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        said = "differs from the hash in model.json: changed or damaged"
+    elif what == "cut":
+        weights.write_bytes(weights.read_bytes()[:-10])
+        said = "differs from the hash in model.json: changed or damaged"
+    elif what == "no weights":
+        weights.unlink()
+        said = "has no model.safetensors"
+    else:
+        out, said = str(images), "would replace the images of the same names; give another output folder"
+    before = sorted(images.iterdir())
+    assert call(["predict", str(model), str(images), out]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("medkd: error: ")
+    assert said in told.err
+    assert len(told.err.splitlines()) == 1
+    assert sorted(images.iterdir()) == before
+    assert not Path("out").exists()
 
 
 def test_exports_are_compared_on_real_cases(toy: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 HEAVY = {
     *("torch", "monai", "lightning", "lightning_fabric", "safetensors", "onnx", "onnxruntime", "onnxscript", "ray"),
     *("numpy", "scipy", "nibabel", "SimpleITK", "blosc2", "plotly", "jinja2", "tensorboard", "pydantic"),
+    *("pydicom", "highdicom"),
 }
 
 FRONT = ("medkd.cli", "medkd.errors")
