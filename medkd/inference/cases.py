@@ -83,7 +83,7 @@ def find_cases(source: Path, channels: int, leave_out: Path | None = None) -> di
     """Return the images of every case in a file, a folder or a DICOM series, in the order of their channels.
 
     A number as in ``case_0000`` is a channel where the model has several, or where every file ends in ``_0000``.
-    DICOM series are found in subfolders too, volume files are not.
+    DICOM series are found in subfolders at any depth, volume files are not.
 
     Args:
         source: where to look.
@@ -96,13 +96,13 @@ def find_cases(source: Path, channels: int, leave_out: Path | None = None) -> di
     dicom = not suffix(source) and is_dicom(source)
     if not source.exists() and not dicom:
         raise UserError(f"input {source} does not exist; give a volume, a DICOM series or a folder of them")
-    if dicom:
-        files = [source]
-    elif source.is_dir():
+    if source.is_dir():
         files = sorted(p for p in source.iterdir() if p.is_file() and suffix(p) and not p.name.startswith("."))
+        # Beside volumes a DICOM file is a stray, a segmentation perhaps; without them it is a slice.
+        files += [source] if dicom and not files else []
         files += sorted(_series_below(source, leave_out))
     else:
-        files = _siblings(source) if channels > 1 else [source]
+        files = [source] if dicom or channels == 1 else _siblings(source)
     if not files:
         raise UserError(f"{source} has no volume ({', '.join(READABLE)}) and no DICOM series; give another folder")
     return _grouped(source, files, channels)

@@ -13,7 +13,7 @@ from medkd.data.volume import read_label, read_volume, to_stored
 from medkd.errors import UserError
 from medkd.inference.dicomseg import write_segmentation
 from medkd.inference.model import SegmentationModel
-from medkd.inference.predict import predict_files
+from medkd.inference.predict import find_cases, predict_files
 from medkd.inference.segcodes import LESIONS, ORGANS, meaning
 
 highdicom = pytest.importorskip("highdicom")
@@ -155,6 +155,18 @@ def test_mixed_series_and_how_to_pick_one(make_model: Make, write_series: Make, 
     assert whole.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.4"
     with pytest.raises(UserError, match="among the slices"):
         predict_files(model, Path(f"{folder}#1.2.4"), folder)
+
+
+def test_series_and_volumes_are_found_together(write_series: Make, write_image: Make, tmp_path: Path) -> None:
+    top = write_series(tmp_path / "top", shape=(9, 7, 3))
+    write_series(top / "deep" / "er", shape=(9, 7, 3))
+    assert list(find_cases(top, 1)) == ["deep_er", "top"]
+    assert list(find_cases(top, 1, leave_out=top / "deep")) == ["top"]
+    write_image(tmp_path / "mixed" / "a.nii.gz")
+    (tmp_path / "mixed" / "old.dcm").write_bytes((top / "0.dcm").read_bytes())
+    write_series(tmp_path / "mixed" / "b")
+    assert list(find_cases(tmp_path / "mixed", 1)) == ["a", "b"]
+    assert list(find_cases(top / "0.dcm", 2)) == ["0"]
 
 
 def test_what_cannot_be_a_segmentation(
